@@ -1,0 +1,43 @@
+"""A workbench that maps the border between hyperparameters that train and those that do not.
+
+The path of one picture: a `Region` of the plane (two `Axis`) is cut into a `Grid` of points; an
+experiment, the grid and a seed are a `Sweep`, whose id is a hash of everything that can change an
+answer; `Store.create` makes a run folder of it, `engine` trains its missing units and commits each
+once, `Store.image` is the masked map so far, and `figures` draws it.
+
+Floors: a module imports only modules on lower floors, and a test reads this table.
+
+    errors        -1   the one exception that a user is meant to read
+    plane          0   Axis, Region, Grid: index <-> cell <-> value, zoom, pitch in ulps
+    outcome        0   Outcome, label rule, convergence measure
+    machine        0   what this machine and this code are
+    kernels        0   training loops under one numerical contract
+    sweep          1   Sweep, Unit, the plan of a map, the Experiment protocol, content id
+    store          2   a run folder: commit once, missing, image, verify
+    tiny           2   TinyNetworks: one hidden layer, one network per grid point
+    figures        3   maps for screen and paper
+    experiments    3   experiments and presets by name; opens a run folder
+    engine         4   runs the missing units of a run folder
+    commands       5   the command line, one short file per group
+    __main__       6   finds the command
+
+Words: a *point* is one pair of values, a *cell* the small rectangle it stands in the middle of, a
+*unit* what is computed and committed together, a *run* training at one point, an *outcome* how it
+ended. Missing means not computed; it is a mask, never a value. A run that diverged is a result; a
+unit whose process died is not, and stays missing.
+
+Nothing here imports torch: it is loaded only by what trains with it.
+"""
+
+from fractal_core.errors import Refused as Refused
+from fractal_core.experiments import PRESETS as PRESETS
+from fractal_core.experiments import open_run as open_run
+from fractal_core.outcome import Outcome as Outcome
+from fractal_core.outcome import Outcomes as Outcomes
+from fractal_core.plane import Axis as Axis
+from fractal_core.plane import Grid as Grid
+from fractal_core.plane import Region as Region
+from fractal_core.store import Image as Image
+from fractal_core.store import Store as Store
+from fractal_core.sweep import Sweep as Sweep
+from fractal_core.tiny import TinyNetworks as TinyNetworks

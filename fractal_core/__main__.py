@@ -1,0 +1,77 @@
+"""`fractal`: finds the command, hands it the arguments, turns a refusal into one sentence."""
+
+import difflib
+import errno
+import importlib
+import sys
+
+from fractal_core.errors import Refused
+
+COMMANDS = {
+    "demo": ("make", "draw a published trainability fractal: the main job"),
+    "new": ("make", "make a run folder from a preset"),
+    "zoom": ("make", "make a run folder from a part of another"),
+    "run": ("work", "train what is missing in a run folder"),
+    "status": ("work", "say how far a run is"),
+    "verify": ("work", "read every file of a run again"),
+    "show": ("look", "draw a run as PNG, PDF or SVG"),
+    "export": ("look", "write a run's arrays to one npz file"),
+    "doctor": ("health", "say what this machine is and whether a run folder will work on it"),
+}
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+
+
+def usage() -> str:
+    """The list of commands."""
+    lines = [f"  {name:<8} {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "usage: fractal COMMAND ... (fractal COMMAND --help tells more)\n" + "\n".join(lines)
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Run the command that `arguments` name."""
+    import tyro
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; see `fractal --help`"
+        raise Refused(f"unknown command {name!r}{hint}")
+    module = importlib.import_module(f"fractal_core.commands.{COMMANDS[name][0]}")
+    tyro.cli(
+        getattr(module, name),
+        prog=f"fractal {name}",
+        args=rest,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 refused, 130 interrupted."""
+    try:
+        dispatch(sys.argv[1:])
+    except Refused as error:
+        print(f"fractal: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        print(
+            f"fractal: {error.filename or 'the disk'}: {error.strerror}; nothing that was finished "
+            "is lost, so make room or allow writing and give the same command again",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "\nstopped; nothing that was finished is lost, the same command goes on",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Experiments and presets by name, and the way back from a run folder to its sweep."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from fractal_core.errors import Refused
+from fractal_core.plane import Axis, Region
+from fractal_core.store import Store, read_grid, read_recipe
+from fractal_core.sweep import Experiment, Sweep, canonical, from_json
+from fractal_core.tiny import TinyNetworks
+
+EXPERIMENTS: dict[str, type] = {"TinyNetworks": TinyNetworks}
+
+OVERVIEW = (1e-3, 1e6)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named starting point: settings, and the window of the published picture.
+
+    Args:
+        experiment: The settings.
+        x: Ends of the published window.
+        y: The same for the rows.
+        dimension: The box-counting dimension printed beside the published picture.
+    """
+
+    experiment: TinyNetworks
+    x: tuple[float, float]
+    y: tuple[float, float]
+    dimension: float | None
+
+    def region(self, published: bool, rows: int, cols: int) -> Region:
+        """The published window, or the overview 1e-3 to 1e6 on both axes."""
+        names = self.experiment.axes
+        x, y = (self.x, self.y) if published else (OVERVIEW, OVERVIEW)
+        return Region(Axis(names[0], *x, points=cols), Axis(names[1], *y, points=rows))
+
+
+_TANH = TinyNetworks(arrays="full")
+_INIT = replace(_TANH, axes=("drift", "lr"))
+
+# Windows and dimensions as printed on the published figure (arXiv:2402.06184).
+PRESETS: dict[str, Preset] = {
+    "tanh": Preset(_TANH, (1.329976231e1, 1.329978604e1), (2.003582269e2, 2.003585844e2), 1.66),
+    "relu": Preset(
+        replace(_TANH, activation="relu"),
+        (5.77622737e-1, 5.77625590e-1),
+        (8.14432439e1, 8.14436463e1),
+        1.20,
+    ),
+    "linear": Preset(
+        TinyNetworks(activation="identity", samples=16, arrays="linear"),
+        (1.90010080e2, 1.90011840e2),
+        (4.77745244e0, 4.77749670e0),
+        1.17,
+    ),
+    "single": Preset(
+        TinyNetworks(samples=1, arrays="single"),
+        (4.8298735e1, 4.8299146e1),
+        (1.82066141e1, 1.82067690e1),
+        1.41,
+    ),
+    "minibatch": Preset(
+        replace(_TANH, batch=16),
+        (2.67398835471957e-1, 2.67398835475071e-1),
+        (1.74269509700711e2, 1.74269509702741e2),
+        1.55,
+    ),
+    "init": Preset(
+        _INIT,
+        (1.960618282403e-1, 1.960618285243e-1),
+        (3.90254607863e1, 3.90254608429e1),
+        1.98,
+    ),
+    # What the text of the paper says of `init`: the offset is added once. Never published, so the
+    # window is that of `init` and there is no dimension to compare with.
+    "init-once": Preset(
+        replace(_INIT, axes=("offset", "lr")),
+        (1.960618282403e-1, 1.960618285243e-1),
+        (3.90254607863e1, 3.90254608429e1),
+        None,
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        Refused: There is none; the sentence gives the nearest name.
+    """
+    if name not in PRESETS:
+        raise Refused(f"unknown preset {name!r}{_nearest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def configure(experiment: Experiment, settings: dict[str, Any]) -> Experiment:
+    """`experiment` with some settings replaced, all at once; values may be text.
+
+    Raises:
+        Refused: A setting is unknown or its value is not of its type.
+    """
+    known = {f.name for f in fields(experiment) if f.default is not MISSING}
+    hints = get_type_hints(type(experiment))
+    changes = {}
+    for name, value in settings.items():
+        if name not in known:
+            raise Refused(f"unknown setting {name!r}{_nearest(name, known)}")
+        changes[name] = _parse(name, hints[name], value) if isinstance(value, str) else value
+    return replace(experiment, **changes)
+
+
+def _parse(name: str, kind: Any, text: str) -> Any:
+    options = get_args(kind) or (kind,)
+    if text.lower() == "none" and type(None) in options:
+        return None
+    for option in (int, float):
+        if option in options:
+            try:
+                return option(text)
+            except ValueError:
+                raise Refused(f"{name}={text}: that setting takes a number") from None
+    return text
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f", choose among {', '.join(known)}{hint}"
+
+
+def open_run(path: Path) -> Store:
+    """The store of an existing run folder.
+
+    Raises:
+        Refused: It is not a run folder, is damaged, or was computed by code whose answers could
+            differ; the sentence says in what.
+    """
+    recipe = read_recipe(path)
+    try:
+        kind = EXPERIMENTS[recipe["experiment"]]
+        experiment = from_json(kind, recipe["settings"])
+        sweep = Sweep(experiment, read_grid(path, recipe), recipe["seed"])
+    except (KeyError, TypeError) as error:
+        raise Refused(
+            f"{path}/sweep.json is no recipe of this version ({error}); make the run anew"
+        ) from None
+    for name, value in sweep.recipe.items():
+        if canonical(value) != canonical(recipe.get(name)):
+            raise Refused(
+                f"{path}: the recipe says {name} = {recipe.get(name)}, but this code has {value}; "
+                "use the version that made the run, or make it anew"
+            )
+    if recipe.get("id") != sweep.id:
+        raise Refused(f"{path}/sweep.json was edited; restore it or make the run anew")
+    return Store(path, sweep)

@@ -1,0 +1,397 @@
+"""A run folder: units committed once, and the picture they make so far.
+
+The file of a unit is its commit marker: it appears whole or not at all, under a name that only one
+writer can win. So whatever is killed, what was finished stays, and what is missing is the plan less
+the files.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from fractal_core import machine
+from fractal_core.errors import Refused
+from fractal_core.outcome import Outcomes
+from fractal_core.plane import Grid, Region
+from fractal_core.sweep import Sweep, Unit, canonical, from_json, plan, to_json
+
+log = logging.getLogger(__name__)
+
+ARRAYS = tuple(f.name for f in fields(Outcomes) if f.name != "extras")
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+
+
+class Files:
+    """Named bytes under one folder: the whole of what a run needs from a file system.
+
+    `put_once` and `put_latest` are atomic and durable: a file is written beside its final name,
+    flushed to the disk and then linked or renamed, and the folder is flushed after it.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def put_once(self, key: str, data: bytes) -> bool:
+        """Write `data` unless the key is taken; True for the writer that won."""
+        with self._written(key, data) as (draft, target):
+            try:
+                os.link(draft, target)
+            except FileExistsError:
+                return False
+        self._flush_folder(target.parent)
+        return True
+
+    def put_latest(self, key: str, data: bytes) -> None:
+        """Write `data` in place of whatever the key held."""
+        with self._written(key, data) as (draft, target):
+            draft.replace(target)
+        self._flush_folder(target.parent)
+
+    def get(self, key: str) -> bytes:
+        """The bytes of a key."""
+        return (self.root / key).read_bytes()
+
+    def list(self, folder: str) -> list[str]:
+        """The keys in a folder, sorted; drafts of a write under way are not among them."""
+        try:
+            names = os.listdir(self.root / folder)
+        except FileNotFoundError:
+            return []
+        return sorted(f"{folder}/{name}" for name in names if not name.startswith("."))
+
+    def drop(self, key: str) -> None:
+        """Forget a key; it need not exist."""
+        (self.root / key).unlink(missing_ok=True)
+
+    def sweep_drafts(self) -> None:
+        """Remove what writers that were killed left behind; only for the sole writer."""
+        for draft in self.root.glob("**/.draft-*"):
+            draft.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _written(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
+        target = self.root / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.parent / f".draft-{uuid.uuid4().hex}"
+        try:
+            with draft.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield draft, target
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @staticmethod
+    def _flush_folder(folder: Path) -> None:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """The map so far: the arrays of `Outcomes` as masked (rows, cols) arrays over a grid.
+
+    Masked means missing: not computed. Row 0 is the lowest y.
+    """
+
+    grid: Grid
+    outcome: np.ma.MaskedArray
+    measure: np.ma.MaskedArray
+    first_loss: np.ma.MaskedArray
+    tail_loss: np.ma.MaskedArray
+    final_loss: np.ma.MaskedArray
+    steps: np.ma.MaskedArray
+    seconds: np.ma.MaskedArray
+
+
+def pack(points: Float64[np.ndarray, "n 2"], outcomes: Outcomes, meta: dict[str, Any]) -> bytes:
+    """The file of a unit: an uncompressed npz, whose checksums tell a damaged one."""
+    buffer = io.BytesIO()
+    members: dict[str, Any] = {name: getattr(outcomes, name) for name in ARRAYS}
+    members |= outcomes.extras
+    members |= {"points": points, "meta": np.frombuffer(canonical(meta).encode(), np.uint8)}
+    np.savez(buffer, **members)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> dict[str, np.ndarray]:
+    """All arrays of a unit's file; a damaged file raises one of `UNREADABLE`."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe that a run folder holds, as plain JSON data.
+
+    Raises:
+        Refused: There is no run in that folder, or its recipe was edited.
+    """
+    try:
+        recipe = json.loads((path / "sweep.json").read_bytes())
+    except FileNotFoundError:
+        raise Refused(f"{path} is not a run folder; make one with `fractal new {path}`") from None
+    except ValueError:
+        raise Refused(f"{path}/sweep.json is not readable JSON; restore it from a copy") from None
+    return recipe
+
+
+def read_grid(path: Path, recipe: dict[str, Any]) -> Grid:
+    """The axis values that a run folder holds.
+
+    A folder that holds nothing but its committed `sweep.json` has them computed again, which is
+    only accepted if it gives back the very values that the recipe was made of.
+    """
+    region = from_json(Region, recipe["region"])
+    stored = path / "axes.npz"
+    try:
+        if stored.exists():
+            arrays = unpack(stored.read_bytes())
+            grid = Grid(region, arrays["x"], arrays["y"])
+        else:
+            grid = Grid.over(region)
+    except UNREADABLE:
+        raise Refused(
+            f"{stored} is damaged; restore it from a copy, or make the run anew"
+        ) from None
+    if grid.digest != recipe["axis_values_sha256"]:
+        raise Refused(
+            f"{path}: the axis values are not those of the recipe (they come from another "
+            "machine); copy axes.npz along with sweep.json, or make the run anew"
+        )
+    return grid
+
+
+class Store:
+    """A run folder and the sweep it belongs to.
+
+    Use `Store.create` to make one and `experiments.open_run` to open one.
+    """
+
+    def __init__(self, path: Path, sweep: Sweep):
+        self.path = path
+        self.sweep = sweep
+        self.files = Files(path)
+        try:
+            described = json.loads(self.files.get("plan.json"))
+            units = [from_json(Unit, item) for item in described["units"]]
+        except FileNotFoundError:
+            units = plan(sweep.grid.shape)
+        except (ValueError, KeyError, TypeError):
+            raise Refused(f"{path}/plan.json is damaged; delete it and run again") from None
+        self.units = {unit.key: unit for unit in units}
+        self._seen: dict[str, int] = {}
+        self._arrays: dict[str, np.ma.MaskedArray] = {}
+
+    @classmethod
+    def create(cls, path: Path, sweep: Sweep, block: int | None = None) -> "Store":
+        """Make a run folder, whole or not at all; one that holds the same recipe is opened.
+
+        Raises:
+            Refused: The folder holds another recipe or something else, or cannot be written.
+        """
+        if path.exists() and not path.is_dir():
+            raise Refused(f"{path} is a file; choose another name for the run")
+        if not path.exists() or not any(path.iterdir()):
+            cls._make(path, sweep, block)
+        existing = read_recipe(path).get("id")
+        if existing != sweep.id:
+            raise Refused(
+                f"{path} holds another recipe ({existing}, not {sweep.id}); choose another name, "
+                "or delete the folder if its results may go"
+            )
+        return cls(path, sweep)
+
+    @staticmethod
+    def _make(path: Path, sweep: Sweep, block: int | None) -> None:
+        draft = path.parent / f".draft-{uuid.uuid4().hex}"
+        axes = io.BytesIO()
+        np.savez(axes, x=sweep.grid.x, y=sweep.grid.y)
+        units = plan(sweep.grid.shape, block)
+        try:
+            files = Files(draft)
+            files.put_once("axes.npz", axes.getvalue())
+            files.put_once("plan.json", canonical({"units": to_json(units)}).encode())
+            files.put_once("env.json", canonical(machine.describe()).encode())
+            files.put_once("sweep.json", canonical({"id": sweep.id, **sweep.recipe}).encode())
+            with contextlib.suppress(FileExistsError, NotADirectoryError):
+                draft.rename(path)
+        except OSError as error:
+            if not path.is_dir():
+                raise Refused(
+                    f"cannot make {path}: {error.strerror}; choose a folder that can be written"
+                ) from None
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def missing(self) -> list[Unit]:
+        """Units without a file, in the order of the plan: coarse levels first."""
+        done = {Path(key).stem for key in self.files.list("units")}
+        return [unit for key, unit in self.units.items() if key not in done]
+
+    def points(self, unit: Unit) -> Float64[np.ndarray, "n 2"]:
+        """The points of a unit."""
+        return self.sweep.grid.points(*unit.cells())
+
+    def commit(self, unit: Unit, outcomes: Outcomes, meta: dict[str, Any]) -> bool:
+        """Store the outcomes of a unit; the first commit wins and the answer is True for it.
+
+        A later one is compared with it and, should the answers differ, kept in `quarantine/`.
+        """
+        data = pack(self.points(unit), outcomes, {"unit": unit.key, "sweep": self.sweep.id, **meta})
+        key = f"units/{unit.key}.npz"
+        if self.files.put_once(key, data):
+            self.files.drop(f"failures/{unit.key}.json")
+            return True
+        first, second = unpack(self.files.get(key)), unpack(data)
+        differing = [
+            name
+            for name in second
+            if name not in ("seconds", "meta")
+            and not np.array_equal(first[name], second[name], equal_nan=True)
+        ]
+        if differing:
+            self.files.put_once(f"quarantine/{unit.key}.conflict-{uuid.uuid4().hex[:8]}.npz", data)
+            self.event("conflict", unit=unit.key, arrays=differing)
+            log.warning("%s was computed twice and %s differ", unit.key, ", ".join(differing))
+        return False
+
+    def fail(self, unit: Unit, cause: str, exit_code: int | None = None, text: str = "") -> None:
+        """Note the last failure of a unit; it stays missing."""
+        note = {"cause": cause, "exit_code": exit_code, "log": text[-4096:], "time": time.time()}
+        self.files.put_latest(f"failures/{unit.key}.json", json.dumps(note, indent=1).encode())
+
+    def read(self, unit: Unit) -> dict[str, np.ndarray]:
+        """The arrays of a committed unit, checked against the plan.
+
+        Raises:
+            Refused: The file is damaged or belongs to other points.
+        """
+        try:
+            arrays = unpack(self.files.get(f"units/{unit.key}.npz"))
+            length = {len(arrays[name]) for name in ARRAYS}
+            intact = length == {len(arrays["points"])} and np.array_equal(
+                arrays["points"], self.points(unit)
+            )
+        except UNREADABLE as error:
+            raise Refused(f"unit {unit.key} is damaged ({error}); run `fractal verify`") from None
+        if not intact:
+            raise Refused(f"unit {unit.key} holds other points; run `fractal verify`")
+        return arrays
+
+    def image(self) -> Image:
+        """The map so far. Asking again reads only the files that are new.
+
+        A damaged file is left out, with a warning: its cells stay masked.
+        """
+        if not self._arrays:
+            shape = self.sweep.grid.shape
+            kinds = {"outcome": np.uint8, "steps": np.int32}
+            for name in ARRAYS:
+                empty = np.zeros(shape, kinds.get(name, np.float64))
+                self._arrays[name] = np.ma.masked_array(empty, np.ones(shape, bool))
+        for key in self.files.list("units"):
+            unit = self.units.get(Path(key).stem)
+            if unit is None or unit.key in self._seen:
+                continue
+            try:
+                arrays = self.read(unit)
+            except Refused as error:
+                log.warning("%s", error)
+                continue
+            for name in ARRAYS:
+                self._arrays[name][unit.cells()] = arrays[name]
+            self._seen[unit.key] = len(arrays["points"])
+        return Image(self.sweep.grid, **{name: a.copy() for name, a in self._arrays.items()})
+
+    def verify(self) -> list[str]:
+        """Read every file again and move what fails to `quarantine/`; its unit is missing again.
+
+        Returns:
+            One sentence for every file that was moved.
+        """
+        moved = []
+        for key in self.files.list("units"):
+            unit = self.units.get(Path(key).stem)
+            try:
+                if unit is None:
+                    raise Refused(f"{key} belongs to no unit of the plan")
+                self.read(unit)
+            except Refused as error:
+                self.files.put_once(
+                    f"quarantine/{Path(key).name}.{uuid.uuid4().hex[:8]}", self.files.get(key)
+                )
+                self.files.drop(key)
+                self._seen.clear()
+                self._arrays.clear()
+                moved.append(str(error))
+        return moved
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the one process that works on this folder; the kernel frees it if that one dies.
+
+        Raises:
+            Refused: Another process works on it.
+        """
+        path = self.path / "state" / "lock"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a+") as handle:
+            if not _acquire(handle, patience=1.0):
+                handle.seek(0)
+                raise Refused(
+                    f"{self.path} is already being run by process {handle.read().strip()}; "
+                    f"watch it with `fractal status {self.path}`"
+                )
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            self.files.sweep_drafts()
+            yield
+
+    def event(self, what: str, **details: Any) -> None:
+        """Append a line to `state/events.jsonl`, in one write."""
+        line = json.dumps({"time": time.time(), "event": what, **details}) + "\n"
+        (self.path / "state").mkdir(exist_ok=True)
+        with (self.path / "state" / "events.jsonl").open("ab", buffering=0) as file:
+            file.write(line.encode())
+
+
+def lock_holder(path: Path) -> int | None:
+    """The process that works on a run folder now, or None."""
+    try:
+        handle = (path / "state" / "lock").open("r+")
+    except OSError:
+        return None
+    with handle:
+        return None if _acquire(handle, patience=0) else int(handle.read().strip() or 0)
+
+
+def _acquire(handle: Any, patience: float) -> bool:
+    """Take the lock of an open file; a reader that looks holds it for an instant, so insist."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
