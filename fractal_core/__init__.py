@@ -12,14 +12,16 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     outcome        0   Outcome, label rule, convergence measure
     machine        0   what this machine and this code are
     kernels        0   training loops under one numerical contract
+    ticks          1   where an axis is marked, and with which digits
     sweep          1   Sweep, Unit, the plan of a map, the Experiment protocol, content id
     store          2   a run folder: commit once, missing, image, verify
     tiny           2   TinyNetworks: one hidden layer, one network per grid point
     figures        3   maps for screen and paper
     experiments    3   experiments and presets by name; opens a run folder
     engine         4   runs the missing units of a run folder
-    commands       5   the command line, one short file per group
-    __main__       6   finds the command
+    bench          5   ratios of speed, contenders taking turns
+    commands       6   the command line, one short file per group
+    __main__       7   finds the command
 
 Words: a *point* is one pair of values, a *cell* the small rectangle it stands in the middle of, a
 *unit* what is computed and committed together, a *run* training at one point, an *outcome* how it

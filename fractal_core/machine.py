@@ -7,7 +7,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("numpy", "numba", "llvmlite", "torch", "matplotlib")
+PACKAGES = ("numpy", "numba", "llvmlite", "torch", "jax", "matplotlib")
 
 
 def cpu_threads() -> int:

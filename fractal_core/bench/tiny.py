@@ -1,0 +1,261 @@
+"""How fast points are: the kernel against the paper's method, a tuned one, and PyTorch.
+
+`paper` is a stand-in of our own for the way the paper's notebook works: one network's step under
+`jit(vmap(...))`, called from Python once per step for all points, every loss kept. `tuned` is the
+best we know to make of it: `lax.scan` over the steps on 16 points at a time, one thread per core.
+`torch` is autograd over stacked weights, 256 points at a time.
+"""
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from fractal_core import machine
+from fractal_core.bench.rounds import Rates, Work, matrix_peak, take_turns
+from fractal_core.errors import Refused
+from fractal_core.kernels.contract import Problem
+from fractal_core.tiny import TinyNetworks
+
+WORTHY = 0.02
+"""Share of the matrix peak below which a stand-in for the paper's method is too slow to count."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of training.
+
+    Args:
+        activation: Of the hidden layer.
+        mode: `full`, `minibatch` or `single`.
+        dtype: Precision.
+    """
+
+    activation: str
+    mode: str
+    dtype: str
+
+    def experiment(self, steps: int) -> TinyNetworks:
+        """The paper's shapes: 272 samples, 16 for the identity, or a single one."""
+        samples = {"single": 1}.get(self.mode, 16 if self.activation == "identity" else 272)
+        return TinyNetworks(
+            activation=self.activation,  # type: ignore[arg-type]
+            samples=samples,
+            batch=16 if self.mode == "minibatch" else None,
+            dtype=self.dtype,  # type: ignore[arg-type]
+            steps=steps,
+        )
+
+
+def cases() -> Iterator[Case]:
+    """Every activation, batch mode and precision that is benchmarked."""
+    ways = [(a, m) for a in ("tanh", "relu", "identity") for m in ("full", "minibatch", "single")]
+    for (activation, mode), dtype in itertools.product(ways, ("float64", "float32")):
+        if (activation, mode) != ("identity", "minibatch"):
+            yield Case(activation, mode, dtype)
+
+
+def flops(problem: Problem) -> float:
+    """Floating-point operations of one step of one network, a tanh counting as none."""
+    samples, width = problem.inputs.shape
+    batch = samples if problem.batch_index is None else problem.batch_index.shape[1]
+    forward = 2 * width**2 + 2 * width + 4
+    backward = 2 * width**2 + 2 * width + (5 * width if problem.activation != "identity" else width)
+    again = 0 if problem.batch_index is None else batch * forward
+    return samples * forward + again + batch * backward + 2 * (width**2 + width)
+
+
+def points(n: int) -> np.ndarray:
+    """Learning rates with which everything trains, so that every step of every point is executed."""
+    return 10 ** np.random.default_rng(0).uniform(-3, -1, (n, 2))
+
+
+def kernel(case: Case, seconds: float) -> Work:
+    """This package's kernel, sized to take about `seconds`."""
+    trial = case.experiment(50)
+    where = points(2048)
+    per_second = take_turns({"kernel": _kernel_work(trial, where)}, 1).median("kernel")
+    steps = int(np.clip(per_second * seconds / len(where), 21, 20_000))
+    return _kernel_work(case.experiment(steps), where)
+
+
+def _kernel_work(experiment: TinyNetworks, where: np.ndarray) -> Work:
+    def work() -> float:
+        return float(experiment.run(where, seed=0).steps.sum())
+
+    return work
+
+
+def jax_step(problem: Problem):
+    """One step of one network in JAX: weights and rates in, new weights and the loss out."""
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)
+    x, y = (jnp.asarray(a, problem.dtype) for a in (problem.inputs, problem.targets))
+    root = float(np.sqrt(problem.inputs.shape[1]))
+    activate = {
+        "tanh": lambda z: jnp.tanh(jnp.sqrt(jnp.asarray(2, z.dtype)) * z),
+        "relu": lambda z: jnp.sqrt(jnp.asarray(2, z.dtype)) * jax.nn.relu(z),
+        "identity": lambda z: z,
+    }[problem.activation]
+
+    def loss(weights, x, y):
+        w1, w2 = weights
+        return jnp.mean((activate(x @ w1 / root) @ w2 / root / root - y) ** 2)
+
+    def step(weights, rates, rows):
+        if rows is None:
+            value, slopes = jax.value_and_grad(loss)(weights, x, y)
+        else:
+            value, slopes = loss(weights, x, y), jax.grad(loss)(weights, x[rows], y[rows])
+        return tuple(w - r * g for w, r, g in zip(weights, rates, slopes, strict=True)), value
+
+    return step
+
+
+def _stacked(problem: Problem, where: np.ndarray):
+    """Weights of many points, and their learning rates, as arrays of the problem's dtype."""
+    weights = tuple(
+        np.broadcast_to(w, (len(where), *w.shape)).astype(problem.dtype)
+        for w in (problem.w1, problem.w2)
+    )
+    return weights, tuple(where.T.astype(problem.dtype))
+
+
+def _batches(problem: Problem, steps: int):
+    index = problem.batch_index
+    return [None] * steps if index is None else [index[t % len(index)] for t in range(steps)]
+
+
+def paper(case: Case, n: int, steps: int) -> Work:
+    """`jit(vmap(step))` called once per step over the whole batch, losses kept."""
+    import jax
+
+    problem = case.experiment(21).problem(0)
+    advance = jax.jit(jax.vmap(jax_step(problem), in_axes=(0, 0, None)))
+    weights, rates = _stacked(problem, points(n))
+    batches = _batches(problem, steps)
+
+    def work() -> float:
+        state, losses = weights, []
+        for rows in batches:
+            state, loss = advance(state, rates, rows)
+            losses.append(loss)
+        np.stack([np.asarray(loss) for loss in losses])
+        return float(n * steps)
+
+    return work
+
+
+def tuned(case: Case, n: int, steps: int, at_once: int = 16) -> Work:
+    """`lax.scan` over the steps, a few points at a time, one thread per core."""
+    import jax
+    import jax.numpy as jnp
+
+    problem = case.experiment(21).problem(0)
+    step = jax.vmap(jax_step(problem), in_axes=(0, 0, None))
+    batches = None if problem.batch_index is None else jnp.asarray(_batches(problem, steps))
+
+    @jax.jit
+    def train(weights, rates):
+        return jax.lax.scan(
+            lambda state, rows: step(state, rates, rows), weights, batches, length=steps
+        )[1]
+
+    weights, rates = _stacked(problem, points(n))
+
+    def part(first: int) -> None:
+        mine = slice(first, first + at_once)
+        train(tuple(w[mine] for w in weights), tuple(r[mine] for r in rates)).block_until_ready()
+
+    def work() -> float:
+        with ThreadPoolExecutor(machine.cpu_threads()) as pool:
+            list(pool.map(part, range(0, n, at_once)))
+        return float(n * steps)
+
+    return work
+
+
+def torch_stacked(case: Case, steps: int, at_once: int = 256) -> Work:
+    """Autograd over the stacked weights of many networks, whose losses are summed."""
+    import torch
+
+    problem = case.experiment(21).problem(0)
+    x, y = (torch.tensor(np.asarray(a, problem.dtype)) for a in (problem.inputs, problem.targets))
+    root = float(np.sqrt(problem.inputs.shape[1]))
+    activate = {
+        "tanh": lambda z: torch.tanh(2**0.5 * z),
+        "relu": lambda z: 2**0.5 * torch.relu(z),
+        "identity": lambda z: z,
+    }[problem.activation]
+    weights, rates = _stacked(problem, points(at_once))
+    start = [torch.tensor(w) for w in weights]
+    rate1, rate2 = (torch.tensor(r)[:, None] for r in rates)
+    batches = _batches(problem, steps)
+
+    def losses(w1, w2, x, y):
+        hidden = activate(x @ w1 / root)
+        return (((hidden @ w2[:, :, None])[..., 0] / root / root - y) ** 2).mean(dim=1)
+
+    def work() -> float:
+        w1, w2 = (w.clone().requires_grad_() for w in start)
+        kept = []
+        for rows in batches:
+            loss = losses(w1, w2, x, y)
+            kept.append(loss.detach())
+            of_batch = loss if rows is None else losses(w1, w2, x[rows], y[rows])
+            slope1, slope2 = torch.autograd.grad(of_batch.sum(), (w1, w2))
+            with torch.no_grad():
+                w1 -= rate1[:, :, None] * slope1
+                w2 -= rate2 * slope2
+        return float(at_once * steps)
+
+    return work
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured for one case; rates are executed point-steps per second."""
+
+    case: Case
+    rates: Rates
+    flops: float
+
+    def share_of_peak(self, name: str) -> float:
+        """Median over the rounds of a contender's floating-point rate over the matrix peak's."""
+        return self.rates.ratio(name, "peak")[1] * self.flops
+
+    def void(self) -> bool:
+        """Whether the stand-in for the paper's method was too slow to be compared with."""
+        return self.case.dtype == "float64" and self.share_of_peak("paper") < WORTHY
+
+
+def measure(case: Case, rounds: int, seconds: float) -> Result:
+    """All contenders on one case, each turn taking about `seconds`.
+
+    Raises:
+        Refused: JAX, which two of the contenders need, is not installed.
+    """
+    try:
+        import jax  # noqa: F401  (only whether it is there)
+    except ImportError:
+        raise Refused("the benchmark needs JAX: `uv sync --extra bench` installs it") from None
+    contenders = {
+        "kernel": kernel(case, seconds),
+        "paper": _sized(lambda steps: paper(case, 4096, steps), seconds),
+        "tuned": _sized(lambda steps: tuned(case, 512, steps), seconds),
+        "torch": _sized(lambda steps: torch_stacked(case, steps), seconds),
+        "peak": matrix_peak(case.dtype),
+    }
+    return Result(case, take_turns(contenders, rounds), flops(case.experiment(21).problem(0)))
+
+
+def _sized(build, seconds: float) -> Work:
+    """The contender with so many steps that a turn takes about `seconds`."""
+    trial = build(4)
+    rate = take_turns({"trial": trial}, 1).median("trial")
+    per_step = trial() / 4 / rate
+    return build(int(np.clip(seconds / per_step, 4, 5000)))

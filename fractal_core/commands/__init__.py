@@ -1,0 +1,1 @@
+"""The command line: one short file per group of commands; `__main__` dispatches by name."""

@@ -1,0 +1,56 @@
+"""Commands about the machine: doctor."""
+
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import tyro
+
+from fractal_core import machine
+from fractal_core.commands.work import Json
+from fractal_core.errors import Refused
+from fractal_core.store import Files
+
+
+def doctor(folder: tyro.conf.Positional[Path] = Path("runs"), /, *, as_json: Json = False) -> None:
+    """Say what this machine is, and whether run folders will work where they are to be.
+
+    Args:
+        folder: Where the run folders are to be.
+        as_json: One JSON object and nothing else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {**machine.describe(), "folder": str(folder), **_disk(folder)}
+    if as_json:
+        print(json.dumps(report))
+        return
+    for name, value in report.items():
+        shown = (
+            ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        )
+        print(f"{name:<16} {shown}")
+
+
+def _disk(folder: Path) -> dict[str, object]:
+    """Free space, kind of file system, time of a commit, and that the first commit wins."""
+    mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
+    above = [str(parent) for parent in (folder.resolve(), *folder.resolve().parents)]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-") as scratch:
+        files = Files(Path(scratch))
+        times = []
+        for trial in range(9):
+            started = time.perf_counter()
+            files.put_once(f"{trial}", os.urandom(4096))
+            times.append(time.perf_counter() - started)
+        if files.put_once("0", b"second"):
+            raise Refused(f"{folder}: this file system lets a second writer win; choose another")
+    return {
+        "free_gigabytes": round(shutil.disk_usage(folder).free / 1e9, 1),
+        "file_system": next((mounts[path] for path in above if path in mounts), "unknown"),
+        "commit_ms": round(1e3 * statistics.median(times), 2),
+    }

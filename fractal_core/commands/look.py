@@ -1,0 +1,76 @@
+"""Commands that look at what is there: show, export."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+from fractal_core import experiments, figures
+from fractal_core.errors import Refused
+
+Run = tyro.conf.Positional[Path]
+
+
+def show(
+    run: Run,
+    /,
+    *,
+    out: Path,
+    palette: Literal["split", "paper"] = "split",
+    view: Literal["measure", "outcome"] = "measure",
+    child: Path | None = None,
+    title: str | None = None,
+) -> None:
+    """Draw a run, finished or not.
+
+    Args:
+        run: The run folder.
+        out: Figure to write; .png, .pdf or .svg.
+        palette: `split` is safe for the colour-blind, `paper` is the published one.
+        view: The equalised measure, or the outcomes.
+        child: Another run whose region is marked in the picture.
+        title: Above the picture.
+    """
+    store = experiments.open_run(run)
+    inner = experiments.open_run(child).sweep.region if child else None
+    figure = figures.map_figure(
+        store.image(),
+        palette=palette,
+        view=view,
+        child=inner,
+        title=title,
+        labels=store.sweep.labels,
+    )
+    figures.save(figure, out)
+    print(out)
+
+
+def export(run: Run, out: Run, /) -> None:
+    """Write the arrays of a run to one npz file.
+
+    It holds x (cols,), y (rows,), outcome (0 missing, 1 TRAINABLE, 2 UNTRAINABLE, 3 DIVERGED), and
+    measure, first_loss, tail_loss, final_loss, steps, all (rows, cols); what is missing is nan, or
+    0 steps.
+
+    Args:
+        run: The run folder.
+        out: File to write.
+    """
+    if out.suffix != ".npz":
+        raise Refused(f"{out}: the file name must end in .npz")
+    image = experiments.open_run(run).image()
+    floats = {
+        name: getattr(image, name).filled(np.nan)
+        for name in ("measure", "first_loss", "tail_loss", "final_loss")
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        out,
+        x=image.grid.x,
+        y=image.grid.y,
+        outcome=image.outcome.filled(0),
+        steps=image.steps.filled(0),
+        **floats,
+    )
+    print(out)

@@ -1,0 +1,163 @@
+"""Commands that make run folders: demo, new, zoom."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fractal_core import experiments
+from fractal_core.commands.work import train
+from fractal_core.errors import Refused
+from fractal_core.outcome import is_trainable
+from fractal_core.plane import Axis, Region
+from fractal_core.store import Store
+from fractal_core.sweep import Sweep
+
+Run = tyro.conf.Positional[Path]
+Bounds = tuple[float, float]
+
+
+def demo(
+    run: Run = Path("runs/demo"), /, *, grid: tuple[int, int] = (96, 96), steps: int = 1000
+) -> None:
+    """Draw the published tanh fractal from the paper's own initial weights.
+
+    The window of Sohl-Dickstein 2024 (arXiv:2402.06184), at a grid that two cores fill in about a
+    minute. Given again it computes nothing and draws the picture anew.
+
+    Args:
+        run: Folder of the run.
+        grid: Rows and columns.
+        steps: Training steps of every run.
+    """
+    from fractal_core import figures
+
+    started = time.perf_counter()
+    chosen = experiments.preset("tanh")
+    experiment = experiments.configure(chosen.experiment, {"steps": steps})
+    store = Store.create(run, Sweep.over(experiment, chosen.region(True, *grid)))
+    train(store)
+    image = store.image()
+    picture = run / "map.png"
+    figures.save(figures.map_figure(image, labels=store.sweep.labels), picture)
+    share = float(is_trainable(image.outcome).mean())
+    print(f"{share:.1%} of {image.outcome.size} runs trained, {steps} steps each")
+    print(f"{time.perf_counter() - started:.0f} s in all")
+    print(f"picture  {picture}")
+    print(f"run      {run}")
+    print("\nNext: zoom into a part of it and look again")
+    print(
+        f"  fractal zoom {run} runs/closer --cells {grid[0] // 3}:{grid[0] * 2 // 3} "
+        f"{grid[1] // 3}:{grid[1] * 2 // 3}"
+    )
+    print("  fractal run runs/closer")
+    print("  fractal show runs/closer --out runs/closer/map.png")
+
+
+def new(
+    run: Run,
+    /,
+    *,
+    preset: str = "tanh",
+    published: bool = False,
+    x: Bounds | None = None,
+    y: Bounds | None = None,
+    grid: tuple[int, int] = (128, 128),
+    axes: tuple[str, str] | None = None,
+    steps: int | None = None,
+    dtype: Literal["float64", "float32"] | None = None,
+    seed: int = 0,
+    settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")] = (),
+    force: bool = False,
+) -> None:
+    """Make a run folder. Nothing is trained: `fractal run` does that.
+
+    Args:
+        run: Folder to make.
+        preset: linear, relu, single, minibatch, tanh, init or init-once.
+        published: Take the window of the published picture, not the overview 1e-3 to 1e6.
+        x: Ends of the x axis; all digits count.
+        y: Ends of the y axis.
+        grid: Rows and columns.
+        axes: The two settings that x and y move.
+        steps: Training steps of every run.
+        dtype: Precision of the training.
+        seed: Of weights, data and minibatches, where the preset does not bring the paper's own.
+        settings: Further settings of the experiment.
+        force: Allow neighbouring values that the arithmetic cannot tell apart.
+    """
+    chosen = experiments.preset(preset)
+    changes: dict[str, object] = {}
+    for item in settings:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise Refused(f"--set {item}: write NAME=VALUE")
+        changes[name] = value
+    given = {"axes": axes, "steps": steps, "dtype": dtype}
+    changes |= {name: value for name, value in given.items() if value is not None}
+    experiment = experiments.configure(chosen.experiment, changes)
+    default = chosen.region(published, *grid)
+    if axes is not None and published:
+        raise Refused("the published window belongs to the preset's own axes; leave --axes out")
+    region = Region(
+        Axis(experiment.axes[0], *(x or (default.x.low, default.x.high)), points=grid[1]),
+        Axis(experiment.axes[1], *(y or (default.y.low, default.y.high)), points=grid[0]),
+    )
+    _create(run, Sweep.over(experiment, region, seed), force)
+
+
+def zoom(
+    run: Run,
+    target: Run,
+    /,
+    *,
+    x: Bounds | None = None,
+    y: Bounds | None = None,
+    cells: tuple[str, str] | None = None,
+    grid: tuple[int, int] | None = None,
+    force: bool = False,
+) -> None:
+    """Make a run folder with the recipe of another on a part of its region.
+
+    Args:
+        run: The parent.
+        target: Folder to make.
+        x: Ends of the x axis, inside the parent's; left out, the whole of it.
+        y: Ends of the y axis.
+        cells: Rows and columns of the parent instead, as R0:R1 C0:C1.
+        grid: Rows and columns; left out, as many as the parent has.
+        force: Allow neighbouring values that the arithmetic cannot tell apart.
+    """
+    parent = experiments.open_run(run).sweep
+    if cells is not None and (x or y):
+        raise Refused("give --cells, or --x and --y, but not both")
+    if cells is not None:
+        rows, cols = (_slice(text) for text in cells)
+        region = parent.grid.zoom_cells(rows, cols, grid)
+    elif x or y:
+        whole = parent.region
+        region = whole.zoom(
+            x or (whole.x.low, whole.x.high),
+            y or (whole.y.low, whole.y.high),
+            *(grid or (None, None)),
+        )
+    else:
+        raise Refused("say where: --x LO HI --y LO HI, or --cells R0:R1 C0:C1")
+    _create(target, parent.zoom(region), force)
+
+
+def _slice(text: str) -> tuple[int, int]:
+    start, colon, stop = text.partition(":")
+    if not (colon and start.isdigit() and stop.isdigit()):
+        raise Refused(f"--cells {text}: write FIRST:PAST_LAST, for example 32:64")
+    return int(start), int(stop)
+
+
+def _create(path: Path, sweep: Sweep, force: bool) -> None:
+    if not force:
+        sweep.require_resolution()
+    store = Store.create(path, sweep)
+    rows, cols = sweep.grid.shape
+    print(f"{path}: {rows} x {cols} points, id {sweep.id}, {len(store.missing())} units missing")
+    print(f"next: fractal run {path}")

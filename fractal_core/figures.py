@@ -1,0 +1,373 @@
+"""Maps as publication figures: the one place for palettes, tick labels and file formats.
+
+A map is drawn in units of cells: column j fills j to j + 1 and row i fills i to i + 1 of the axes,
+so every cell is exactly one pixel of the embedded picture and a tick stands where its value lies
+in the drawn coordinate. The layout is in millimetres. Nothing here needs or starts a GUI.
+"""
+
+import contextlib
+import math
+import uuid
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+from matplotlib import colormaps, style
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse, Patch, Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
+
+from fractal_core.errors import Refused
+from fractal_core.plane import Grid, Region
+from fractal_core.store import Image
+from fractal_core.ticks import ticks
+
+VIEWS = ("measure", "outcome")
+FORMATS = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+PALE = 0.25
+MISSING = "#b0b0b0"
+WIDTHS = 70, 400
+SMALL, NORMAL, LARGE = 6.5, 7.0, 8.0
+POINT, INCH = 25.4 / 72, 25.4
+LINE, ASCENT = 1.28 * POINT, 0.95 * POINT
+MARGIN, GAP, TICK, BAR, SWATCH, RING = 1.5, 0.6, 1.0, 2.2, 2.0, 5.0
+CLOSE, TINY, DOTS = 5.5, 0.015, 300
+
+# Text is outlines in SVG, since without this font labels would collide; a PDF carries the font
+# itself as TrueType, which journals ask for.
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "text.parse_math": False,
+    "axes.linewidth": 0.6,
+    "figure.dpi": DOTS,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "fractal_core",
+}
+
+
+class Palette(NamedTuple):
+    """Colours of equalised measures (trainable below 0, dark at both ends), and of outcomes 1, 2, 3."""
+
+    sides: Colormap
+    outcomes: tuple[str, str, str]
+
+
+def _split() -> Colormap:
+    """Blue against orange. The dark ends differ in lightness, so the border survives in grey."""
+    blue = ["#08224f", "#12468c", "#2474bd", "#5aa5dd", "#9bcdf0", "#cfe8fb"]
+    orange = ["#fee9ae", "#fac765", "#f2a233", "#d97812", "#b45309", "#8a3604"]
+    at = [*np.linspace(0, 0.5 - PALE / 2, 6), *np.linspace(0.5 + PALE / 2, 1, 6)]
+    pairs = list(zip(at, blue + orange, strict=True))
+    return LinearSegmentedColormap.from_list("split", pairs, N=1024)
+
+
+PALETTES = {
+    "split": Palette(_split(), ("#2474bd", "#fac765", "#8a3604")),
+    "paper": Palette(colormaps["Spectral_r"], ("#3288bd", "#fdae61", "#9e0142")),
+}
+
+
+def equalise(
+    measure: np.ma.MaskedArray, reference: Sequence[np.ma.MaskedArray] = ()
+) -> np.ma.MaskedArray:
+    """Replace measures by their rank among those of the same sign, in [-1, -1/4] and [1/4, 1].
+
+    The sign stays, so negative is trainable; -1 and 1 are the runs nearest to the boundary, which
+    took longest to learn or to blow up, and -1/4 and 1/4 those farthest from it. Ranks spend the
+    colours evenly on measures that crowd within a few parts in a thousand.
+
+    Args:
+        measure: (rows, cols) signed convergence measures; inf is welcome, nan counts as missing.
+        reference: Measures whose ranks are used instead of the map's own, so that one value has
+            one colour in all frames of a film.
+
+    Returns:
+        float64 of the shape of `measure`, masked where that is masked. Equal measures share the
+        mean of their ranks; a side that the reference knows at most one value of takes the middle.
+
+    Source:
+        Sohl-Dickstein 2024, arXiv:2402.06184. It negates the ranks, which here is left to the
+        palette; it gives ties the rank of one of them; and between two values of a reference it
+        interpolates, where we stay half-way in rank.
+    """
+    known = ~np.isnan(measure.filled(np.nan))
+    pool = np.concatenate([part.compressed() for part in reference or [measure]])
+    pool = np.sort(pool[~np.isnan(pool)])
+    positive = int(np.searchsorted(pool, 0))
+    values, inverse = np.unique(measure.data[known], return_inverse=True)
+    ranks = np.empty(len(values))
+    sides = (values < 0, -1.0, pool[:positive]), (values >= 0, PALE, pool[positive:])
+    for mine, start, ladder in sides:
+        below = np.searchsorted(ladder, values[mine], side="left")
+        through = np.searchsorted(ladder, values[mine], side="right")
+        top = len(ladder) - 1
+        share = np.clip((below + through - 1) / 2, 0, top) / top if top > 0 else 0.5
+        ranks[mine] = start + (1 - PALE) * share
+    drawn = np.ma.masked_array(np.zeros(measure.shape), ~known)
+    drawn[known] = ranks[inverse]
+    return drawn
+
+
+def paint(
+    image: Image,
+    *,
+    palette: str = "split",
+    view: str = "measure",
+    reference: Sequence[np.ma.MaskedArray] = (),
+) -> UInt8[np.ndarray, "rows cols 3"]:
+    """The colours of a map, one per cell, row 0 at the lowest y; missing cells are grey."""
+    for what, name, known in (("palette", palette, PALETTES), ("view", view, VIEWS)):
+        if name not in known:
+            raise Refused(f"{what} {name!r} is not one of {', '.join(known)}")
+    if view == "outcome":
+        table = np.array([to_rgb(c) for c in (MISSING, *PALETTES[palette].outcomes)])
+        return (table * 255).round().astype(np.uint8)[image.outcome.filled(0)]
+    sides = PALETTES[palette].sides.with_extremes(bad=MISSING)
+    return sides((equalise(image.measure, reference) + 1) / 2, bytes=True)[..., :3]
+
+
+def map_figure(
+    image: Image,
+    *,
+    palette: str = "split",
+    view: str = "measure",
+    child: Region | None = None,
+    title: str | None = None,
+    caption: str | None = None,
+    labels: tuple[str, str] | None = None,
+    width_mm: int | float = 89,
+) -> Figure:
+    """One map, ready to print: a square of its cells with axes, legend, title and caption.
+
+    A cell is one pixel of the embedded picture, never resampled in PDF and SVG. The cells fill
+    the square whatever their number; those of an integer axis are drawn equally wide.
+
+    Args:
+        image: The map so far. Missing cells are grey, and their share is said.
+        palette: A name in `PALETTES`: `split` is safe for colour-blind readers, `paper` is the
+            colouring of Sohl-Dickstein 2024.
+        view: `measure` shades how fast a run learned or blew up, `outcome` shows the three labels.
+        child: A part of the region to mark, with a ring around it where it is tiny.
+        title, caption: Text above the map, and small text below it.
+        labels: Names of the x and y axis, in place of the names of the settings.
+        width_mm: 89 and 183 are the widths of one and two columns in most journals.
+
+    Raises:
+        Refused: No such palette or view, an unreasonable width, or a child that sticks out.
+    """
+    if not WIDTHS[0] <= width_mm <= WIDTHS[1]:
+        raise Refused(f"a width of {width_mm} mm; choose between {WIDTHS[0]} and {WIDTHS[1]} mm")
+    colours = paint(image, palette=palette, view=view)
+    with style.context(["default", STYLE]):
+        page = _Page(float(width_mm), image.grid.region, labels)
+        page.paragraph(title or "", LARGE, page.left)
+        if view == "measure":
+            page.bar(PALETTES[palette].sides)
+        page.legend(_swatches(image, palette, view))
+        axes = page.map_axes(image.grid)
+        # "none" is what leaves the picture at native pixels in a PDF; "nearest" resamples it.
+        extent = (0, colours.shape[1], 0, colours.shape[0])
+        axes.imshow(colours, origin="lower", aspect="auto", interpolation="none", extent=extent)
+        if child is not None:
+            _locate(axes, _box(image.grid, child), page.side)
+        page.paragraph(caption or "", SMALL, MARGIN)
+        return page.finish(max(colours.shape[:2]))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, PDF or SVG, by the suffix of `path`: whole or not at all.
+
+    The bytes hold no date, so the same figure is the same file. A PNG has 300 dots per inch, or a
+    multiple of that for a map whose cells would be smaller than a dot and so be lost.
+
+    Raises:
+        Refused: The suffix is none of the three, or the file cannot be written.
+    """
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
+        raise Refused(f"{path} ends in none of {', '.join(FORMATS)}; choose one of these suffixes")
+    draft = path.parent / f".draft-{uuid.uuid4().hex}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with style.context(["default", STYLE]):
+            figure.savefig(draft, format=kind[1:], metadata=FORMATS[kind])
+        draft.replace(path)
+    except OSError as error:
+        raise Refused(f"cannot write {path}: {error.strerror}; choose another folder") from None
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+class _Page:
+    """A figure filled from top to bottom in millimetres, whose height is what was needed."""
+
+    def __init__(self, width: float, region: Region, names: tuple[str, str] | None):
+        self.figure, self.width, self.top = Figure(), width, MARGIN
+        most = min(8, max(4, round(width / 15)))
+        self.marks = marks = ticks(region.x, most), ticks(region.y, most)
+        self.labels = [
+            _wrap(f"{name}\n= {mark.note}" if mark.note else name, width - 18, NORMAL)
+            for name, mark in zip(names or (region.x.name, region.y.name), marks, strict=True)
+        ]
+        widest = max(_width(text, SMALL) for text in marks[1].labels)
+        self.left = MARGIN + len(self.labels[1]) * LINE * NORMAL + GAP + widest + GAP + TICK
+        overhang = _width(marks[0].labels[-1], SMALL) / 2
+        self.side = width - self.left - max(MARGIN, overhang + GAP)
+        self.flip = Affine2D().scale(1 / INCH, -1 / INCH)
+        self.mm = self.flip + self.figure.dpi_scale_trans
+        self.placed: list[tuple[Axes, float, float]] = []
+
+    def paragraph(self, text: str, size: float, left: float) -> None:
+        """Wrapped text; nothing if it is empty."""
+        for line in _wrap(text, self.width - MARGIN - left, size):
+            self.text(left, line, size)
+            self.top += LINE * size
+        self.top += GAP if text else 0
+
+    def text(self, x: float, text: str, size: float, align: str = "left") -> None:
+        baseline = self.top + ASCENT * size
+        self.figure.text(x, baseline, text, size=size, ha=align, va="baseline", transform=self.mm)
+
+    def add_axes(self, height: float) -> Axes:
+        axes = self.figure.add_axes((0, 0, 1, 1), label=f"{len(self.placed)}")
+        self.placed.append((axes, self.top, height))
+        self.top += height
+        return axes
+
+    def bar(self, colours: Colormap) -> None:
+        """The colour bar, its two halves in the order met on a walk across the boundary."""
+        right, middle = self.left + self.side, self.left + self.side / 2
+        self.text(self.left, "trained faster", SMALL)
+        self.text(middle - 2 * GAP, "slower", SMALL, "right")
+        self.text(middle + 2 * GAP, "slower", SMALL)
+        self.text(right, "blew up faster", SMALL, "right")
+        self.top += LINE * SMALL
+        axes = self.add_axes(BAR)
+        ranks = np.linspace(PALE, 1, 256)
+        walk = colours((np.concatenate([-ranks, ranks[::-1]]) + 1) / 2, bytes=True)[None, :, :3]
+        axes.imshow(walk, aspect="auto", interpolation="none", extent=(-1, 1, 0, 1))
+        axes.axvline(0, color="white", linewidth=0.8)
+        axes.set(xticks=[], yticks=[])
+        self.top += 2 * GAP
+
+    def legend(self, swatches: list[tuple[str, str]]) -> None:
+        """Squares of colour with a text each, in as many rows as they need."""
+        x = self.left
+        for colour, text in swatches:
+            length = SWATCH + 1.5 * GAP + _width(text, SMALL)
+            if x > self.left and x + length > self.left + self.side:
+                x, self.top = self.left, self.top + LINE * SMALL + GAP
+            square = Rectangle((x, self.top + 0.3), SWATCH, SWATCH, lw=0.3, ec="black", fc=colour)
+            self.figure.add_artist(square).set_transform(self.mm)
+            self.text(x + length - _width(text, SMALL), text, SMALL)
+            x += length + 2.5
+        self.top += LINE * SMALL + GAP if swatches else 0
+
+    def map_axes(self, grid: Grid) -> Axes:
+        """Empty axes for the map, in units of cells, with ticks and labels."""
+        axes = self.add_axes(self.side)
+        sides = ("x", axes.xaxis), ("y", axes.yaxis)
+        for (name, side), mark, label in zip(sides, self.marks, self.labels, strict=True):
+            places = _cells(grid, name, mark.values)
+            # Cells of an integer axis crowd its low decades, and there the labels would collide.
+            room = np.diff(places, prepend=-np.inf) * self.side / len(getattr(grid, name))
+            texts = np.where(room < CLOSE, "", mark.labels)
+            side.set_ticks(places, texts.tolist())
+            side.set_ticks(_cells(grid, name, mark.minor), minor=True)
+            side.set_label_text("\n".join(label), size=NORMAL, linespacing=1.1)
+            side.set_tick_params(labelsize=SMALL, length=TICK / POINT, width=0.6, pad=GAP / POINT)
+            side.set_tick_params(which="minor", length=TICK / POINT / 2, width=0.4)
+            side.labelpad = GAP / POINT
+        self.top += TICK + GAP + LINE * SMALL + GAP + len(self.labels[0]) * LINE * NORMAL + GAP
+        return axes
+
+    def finish(self, finest: int) -> Figure:
+        """The figure, now that its height is known, with a dot for each of `finest` cells."""
+        height = self.top + MARGIN - GAP
+        self.figure.set_size_inches(self.width / INCH, height / INCH)
+        self.figure.set_dpi(DOTS * math.ceil(max(1, finest * INCH / self.side / DOTS)))
+        self.flip.translate(0, height / INCH)
+        for axes, top, high in self.placed:
+            low, left, wide = height - top - high, self.left / self.width, self.side / self.width
+            axes.set_position((left, low / height, wide, high / height))
+        return self.figure
+
+
+def _swatches(image: Image, palette: str, view: str) -> list[tuple[str, str]]:
+    """Colours and texts of the legend; missing cells are named only where there are some."""
+    named: list[tuple[str, str]] = []
+    if view == "outcome":
+        texts = ("trainable", "untrainable", "diverged")
+        named += zip(PALETTES[palette].outcomes, texts, strict=True)
+    share = 100 * np.ma.getmaskarray(image.outcome).mean()
+    if share > 0:
+        amount = "< 1" if share < 1 else "> 99" if 99 < share < 100 else f"{share:.0f}"
+        named.append((MISSING, f"{amount} % not computed yet"))
+    return named
+
+
+def _cells(grid: Grid, name: str, at: Sequence[Decimal | float]) -> Float64[np.ndarray, " n"]:
+    """Positions of values of the x or y axis, in units of cells."""
+    axis, values = getattr(grid.region, name), getattr(grid, name)
+    wanted = np.array(at, np.float64)
+    if axis.integer:
+        return np.interp(wanted, axis.edges(values), np.arange(len(values) + 1.0))
+    return axis.fraction(wanted) * len(values)
+
+
+def _box(grid: Grid, child: Region) -> Float64[np.ndarray, "2 2"]:
+    """Left and right, then bottom and top, in cells, of a child; refused if it sticks out."""
+    box = []
+    for name in ("x", "y"):
+        axis, part = getattr(grid.region, name), getattr(child, name)
+        inside = axis.low <= part.low and part.high <= axis.high
+        if not inside or (axis.name, axis.scale) != (part.name, part.scale):
+            raise Refused(
+                f"the child is not inside {axis.name} {axis.low!r} to {axis.high!r} "
+                f"({axis.scale}); choose a zoom of this map"
+            )
+        half = 0.5 if part.integer else 0.0
+        box.append(_cells(grid, name, (part.low - half, part.high + half)))
+    return np.array(box)
+
+
+def _locate(axes: Axes, box: Float64[np.ndarray, "2 2"], side: float) -> None:
+    """Draw a box in black around white, which shows on every colour; ring it where it is tiny."""
+    cells = np.array([axes.get_xlim()[1], axes.get_ylim()[1]])
+    size = box[:, 1] - box[:, 0]
+    tiny = bool((size < TINY * cells).all())
+    shapes: list[Patch] = [Rectangle(tuple(box[:, 0]), *size, linewidth=0.4 if tiny else 0.8)]
+    if tiny:
+        shapes.append(Ellipse(tuple(box.mean(axis=1)), *(RING / side * cells), linewidth=0.8))
+    for shape in shapes:
+        under = withStroke(linewidth=2.5 * shape.get_linewidth(), foreground="black")
+        shape.set(fill=False, edgecolor="white", clip_on=tiny, path_effects=[under])
+        axes.add_patch(shape)
+
+
+def _wrap(text: str, width: float, size: float) -> list[str]:
+    """Lines of a text no wider than `width`, broken at spaces; its own line breaks are kept."""
+    lines = []
+    for paragraph in text.splitlines():
+        lines.append("")
+        for word in paragraph.split():
+            longer = f"{lines[-1]} {word}".lstrip()
+            fits = not lines[-1] or _width(longer, size) <= width
+            lines[-1:] = [longer] if fits else [lines[-1], word]
+    return lines
+
+
+def _width(text: str, size: float) -> float:
+    """Printed width of a text in millimetres, in the font of the style in force."""
+    # A dollar sign would start mathematics in an outline, though it does not in the figure.
+    outline = TextPath((0, 0), text.replace("$", "S"), size=size)
+    return float(outline.vertices[:, 0].max()) * POINT

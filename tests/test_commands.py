@@ -1,0 +1,187 @@
+"""The command line: what it writes, and what it refuses with one sentence and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SMALL = ("--steps", "30", "--set", "samples=8", "arrays=seeded", "--grid", "16", "24")
+
+
+def fractal(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fractal_core", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder with a finished run named `done`."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert fractal("new", "done", *SMALL, cwd=folder).returncode == 0
+    answer = fractal("run", "done", cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    return folder
+
+
+def test_a_run_from_new_to_export(finished):
+    """The exported arrays are whole, named and oriented as promised."""
+    assert fractal("export", "done", "out.npz", cwd=finished).returncode == 0
+    with np.load(finished / "out.npz") as arrays:
+        assert set(arrays) == {
+            "x", "y", "outcome", "measure", "first_loss", "tail_loss", "final_loss", "steps",
+        }  # fmt: skip
+        assert arrays["x"].shape == (24,)
+        assert arrays["y"].shape == (16,)
+        assert arrays["outcome"].shape == arrays["measure"].shape == (16, 24)
+        assert arrays["outcome"].dtype == np.uint8
+        assert set(np.unique(arrays["outcome"])) <= {1, 2, 3}
+        assert np.array_equal(arrays["outcome"] == 1, arrays["measure"] < 0)
+        assert arrays["outcome"][0, 0] == 1
+        assert arrays["outcome"][-1, -1] != 1
+
+
+def test_running_again_computes_nothing(finished):
+    """A finished run is finished: no file changes but its log of events."""
+    before = contents(finished / "done" / "units")
+    answer = fractal("run", "done", cwd=finished)
+    assert answer.returncode == 0
+    assert contents(finished / "done" / "units") == before
+
+
+def test_status_and_verify_print_one_json_object(finished):
+    """A script can read them."""
+    state = json.loads(fractal("status", "done", "--json", cwd=finished).stdout)
+    assert (state["done"], state["points"], state["failed"], state["process"]) == (
+        384,
+        384,
+        0,
+        None,
+    )
+    report = json.loads(fractal("verify", "done", "--json", cwd=finished).stdout)
+    assert report == {"intact": state["units"], "moved": []}
+    assert json.loads(fractal("doctor", "--json", ".", cwd=finished).stdout)["commit_ms"] > 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_show_draws(finished, suffix):
+    """Each kind of file, with a child marked in it."""
+    assert fractal("zoom", "done", "inner", "--cells", "4:8", "6:18", cwd=finished).returncode == 0
+    answer = fractal("show", "done", "--out", f"map.{suffix}", "--child", "inner", cwd=finished)
+    assert answer.returncode == 0, answer.stderr
+    assert (finished / f"map.{suffix}").stat().st_size > 5000
+
+
+def test_zoom_takes_cells_or_values(finished):
+    """Both ways of saying where give the region that was asked for."""
+    from fractal_core.experiments import open_run
+
+    parent = open_run(finished / "done").sweep
+    assert fractal("zoom", "done", "cells", "--cells", "4:8", "6:18", cwd=finished).returncode == 0
+    child = open_run(finished / "cells").sweep
+    assert child.region == parent.grid.zoom_cells((4, 8), (6, 18))
+    low, high = repr(child.region.x.low), repr(child.region.x.high)
+    answer = fractal("zoom", "done", "values", "--x", low, high, "--grid", "8", "16", cwd=finished)
+    assert answer.returncode == 0, answer.stderr
+    again = open_run(finished / "values").sweep
+    assert (again.region.x.low, again.region.x.high) == (child.region.x.low, child.region.x.high)
+    assert again.region.y == parent.region.zoom((1e-2, 1.0), (1e-3, 1e6), rows=8).y
+    assert again.grid.shape == (8, 16)
+
+
+def test_detached_runs_finish_by_themselves(finished):
+    """The process is its own session, so closing the terminal does not end it."""
+    assert fractal("new", "away", *SMALL, "--seed", "5", cwd=finished).returncode == 0
+    answer = fractal("run", "away", "--detach", cwd=finished)
+    assert answer.returncode == 0, answer.stderr
+    for _ in range(600):
+        state = json.loads(fractal("status", "away", "--json", cwd=finished).stdout)
+        if state["process"]:
+            assert os.getsid(state["process"]) == state["process"] != os.getsid(0)
+        if state["done"] == state["points"] and not state["process"]:
+            break
+    assert state["done"] == 384
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("new r --x 1 1e-3", "below"),
+        ("new r --x 1 1", "below"),
+        ("new r --y 0 1", "positive"),
+        ("new r --y -1 1", "positive"),
+        ("new r --grid 0 16", "between 1 and"),
+        ("new r --grid 16 999999999", "between 1 and"),
+        ("new r --grid 32768 32768", "over 268435456"),
+        ("new r --preset tahn", "did you mean tanh"),
+        ("new r --axes lr_inptu lr_output", "did you mean lr_input"),
+        ("new r --set stesp=4", "did you mean steps"),
+        ("new r --set steps", "NAME=VALUE"),
+        ("new r --set steps=many", "number"),
+        ("new r --set activation=tanhh", "did you mean tanh"),
+        ("new r --steps 5", "at least 21"),
+        ("new r --x 1 1.0000000000000004", "units in the last place"),
+        ("new r --dtype float32 --published", "last place of float32"),
+        ("new done --steps 77", "another recipe"),
+        ("new done/sweep.json", "is a file"),
+        ("zoom done r --x 1e-9 1", "not inside"),
+        ("zoom done r", "say where"),
+        ("zoom done r --cells 3:99 0:4", "not a part of"),
+        ("zoom done r --cells a:b 0:4", "FIRST:PAST_LAST"),
+        ("run nowhere", "not a run folder"),
+        ("show done --out map.gif", "svg"),
+        ("export done out.csv", "npz"),
+        ("shwo done", "did you mean show"),
+    ],
+)
+def test_bad_input_is_one_sentence(finished, arguments, says):
+    """Exit code 2, one line that names the remedy, and not a byte written."""
+    before = contents(finished)
+    answer = fractal(*arguments.split(), cwd=finished)
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1, answer.stderr
+    assert answer.stderr.startswith("fractal: ")
+    assert says in answer.stderr
+    assert answer.stdout == ""
+    assert contents(finished) == before
+
+
+def test_force_draws_rounding(finished):
+    """Whoever wants the picture of rounding can have it."""
+    arguments = ("new", "rounding", "--x", "1", "1.0000000000000004", "--grid", "8", "8")
+    assert fractal(*arguments, "--force", cwd=finished).returncode == 0
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(finished):
+    """A disk that fills up in the middle of a run: exit 2, and the rest comes when there is room."""
+    assert fractal("new", "full", *SMALL, "--seed", "9", cwd=finished).returncode == 0
+    code = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+sys.argv = ["fractal", "run", "full"]
+from fractal_core.__main__ import main
+main()
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=finished, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 2, answer.stderr
+    assert "nothing that was finished is lost" in answer.stderr
+    assert fractal("verify", "full", cwd=finished).returncode == 0
+    assert fractal("run", "full", cwd=finished).returncode == 0
+    state = json.loads(fractal("status", "full", "--json", cwd=finished).stdout)
+    assert state["done"] == state["points"]
