@@ -11,7 +11,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     plane          0   Axis, Region, Grid: index <-> cell <-> value, zoom, pitch in ulps
     outcome        0   Outcome, label rule, convergence measure
     machine        0   what this machine and this code are
-    kernels        0   training loops under one numerical contract
+    kernels        1   training loops under one numerical contract
     ticks          1   where an axis is marked, and with which digits
     sweep          1   Sweep, Unit, the plan of a map, the Experiment protocol, content id
     store          2   a run folder: commit once, missing, image, verify

@@ -84,18 +84,41 @@ def start_detached(path: Path, patience: float = 60.0) -> int:
     return process.pid
 
 
-def progress(store: Store) -> dict[str, object]:
-    """How far a run is: points done and in all, and the process that works on it, if any."""
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Args:
+        run: Its folder.
+        id: Content id of its sweep.
+        points: Points in all, and `done` of them.
+        units: Units in all, `units_missing` of them not committed.
+        failed: Units whose last attempt failed.
+        process: The process that works on it, or None.
+    """
+
+    run: str
+    id: str
+    points: int
+    done: int
+    units: int
+    units_missing: int
+    failed: int
+    process: int | None
+
+
+def progress(store: Store) -> Progress:
+    """Read from the disk how far a run is."""
     missing = store.missing()
     lacking = sum(len(unit.cells()[0]) for unit in missing)
     rows, cols = store.sweep.grid.shape
-    return {
-        "run": str(store.path),
-        "id": store.sweep.id,
-        "points": rows * cols,
-        "done": rows * cols - lacking,
-        "units": len(store.units),
-        "units_missing": len(missing),
-        "failed": len(store.files.list("failures")),
-        "process": lock_holder(store.path),
-    }
+    return Progress(
+        run=str(store.path),
+        id=store.sweep.id,
+        points=rows * cols,
+        done=rows * cols - lacking,
+        units=len(store.units),
+        units_missing=len(missing),
+        failed=len(store.files.list("failures")),
+        process=lock_holder(store.path),
+    )

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 from fractal_core.errors import Refused
 from fractal_core.plane import Axis, Region
 from fractal_core.store import Store, read_grid, read_recipe
-from fractal_core.sweep import Experiment, Sweep, canonical, from_json
+from fractal_core.sweep import Sweep, canonical, from_json
 from fractal_core.tiny import TinyNetworks
 
 EXPERIMENTS: dict[str, type] = {"TinyNetworks": TinyNetworks}
@@ -98,7 +98,7 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def configure(experiment: Experiment, settings: dict[str, Any]) -> Experiment:
+def configure(experiment: Any, settings: dict[str, Any]) -> Any:
     """`experiment` with some settings replaced, all at once; values may be text.
 
     Raises:

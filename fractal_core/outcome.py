@@ -21,7 +21,7 @@ from enum import IntEnum
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, UInt8
 
-CEILING = 1e6
+V_MOST = 1e6
 WINDOW = 20
 
 
@@ -83,12 +83,12 @@ class Outcomes:
         untaken = planned - steps
         blown = untaken > 0
         # A loss of 1e6 over the first one, cut off at 1e6 as every v is.
-        v_blown = CEILING / np.where((first_loss > 1) & (first_loss < np.inf), first_loss, 1.0)
+        v_blown = V_MOST / np.where((first_loss > 1) & (first_loss < np.inf), first_loss, 1.0)
         sum_v = sum_v + untaken * v_blown
         sum_inverse_v = sum_inverse_v + untaken * (1 / v_blown)
 
         trainable = ~blown & (tail_v < 1)
-        settled = ~blown & (tail_v <= CEILING)
+        settled = ~blown & ~(tail_v > V_MOST)
         outcome = np.where(settled, Outcome.UNTRAINABLE, Outcome.DIVERGED)
         return cls(
             outcome=np.where(trainable, Outcome.TRAINABLE, outcome).astype(np.uint8),
@@ -141,7 +141,7 @@ class Tally:
             v = loss / self.first
             if self.t >= self.planned - self.window:
                 self.tail_v += v
-            v = np.where(v <= CEILING, v, CEILING)
+            v = np.where(v <= V_MOST, v, V_MOST)
             self.sum_v[running] += v[running]
             self.sum_inverse_v[running] += (1 / v)[running]
         self.final = loss

@@ -167,9 +167,9 @@ class TinyNetworks:
             steps=curves.steps,
             first_loss=curves.first,
             final_loss=curves.final,
-            tail_v=curves.tail / curves.first,
+            tail_v=curves.tail_v,
             sum_v=curves.sum_v,
-            sum_inverse_v=curves.sum_inv,
+            sum_inverse_v=curves.sum_inverse_v,
             seconds=np.full(len(points), each),
             extras={"losses": curves.losses} if len(record) else {},
         )

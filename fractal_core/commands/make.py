@@ -19,7 +19,7 @@ Bounds = tuple[float, float]
 
 
 def demo(
-    run: Run = Path("runs/demo"), /, *, grid: tuple[int, int] = (96, 96), steps: int = 1000
+    run: Run = Path("runs/demo"), /, *, grid: tuple[int, int] = (128, 128), steps: int = 1000
 ) -> None:
     """Draw the published tanh fractal from the paper's own initial weights.
 

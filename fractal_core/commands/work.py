@@ -1,5 +1,6 @@
 """Commands that compute and check: run, status, verify."""
 
+import dataclasses
 import json
 import logging
 import sys
@@ -22,7 +23,7 @@ def train(store: Store) -> None:
     """Train what is missing, with a bar on a terminal and a line every few seconds elsewhere."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     state = progress(store)
-    done, total = state["done"], state["points"]
+    done, total = state.done, state.points
     if done == total:
         return
     bar = tqdm(
@@ -68,14 +69,10 @@ def status(run: Run, /, *, as_json: Json = False) -> None:
     """
     state = progress(experiments.open_run(run))
     if as_json:
-        print(json.dumps(state))
+        print(json.dumps(dataclasses.asdict(state)))
         return
-    working = (
-        f"process {state['process']} works on it" if state["process"] else "nobody works on it"
-    )
-    print(
-        f"{run}: {state['done']}/{state['points']} points, {state['failed']} failed units; {working}"
-    )
+    who = f"process {state.process} works on it" if state.process else "nobody works on it"
+    print(f"{run}: {state.done}/{state.points} points, {state.failed} failed units; {who}")
 
 
 def verify(run: Run, /, *, as_json: Json = False) -> None:

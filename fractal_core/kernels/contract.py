@@ -48,12 +48,14 @@ tiny x; nan gives nan. Not monotone in the last bit.
 What is kept of a run, in float64 whatever the dtype (a loss converts exactly)
     A run ends at its first step t with a loss that is not finite, or, with a finite `ceiling`,
     not <= ceiling * first. It has t losses; `first` is loss 0, or inf where that is not finite.
-    v = loss / first, and 1e6 where that is not <= 1e6 (nan too)
-    sum_v   = v + v + ... over its losses, in order from 0; then + (steps - t) * 1e6
-    sum_inv = 1/v + 1/v + ... likewise;                     then + (steps - t) * 1e-6
-    tail    = (sum of the last `window` losses, in order from 0) / window; inf if the run ended
-    final   = the last loss; inf if the run ended
-    losses  = those of the recorded steps; inf from step t on
+    v = loss / first
+    tail_v        = (sum of the last `window` v, in order from 0) / window, if the run did not end
+    sum_v         = w + w + ... over its losses, in order from 0, with w = v, or 1e6 where v is not
+                    <= 1e6 (nan too)
+    sum_inverse_v = 1/w + 1/w + ... likewise
+    final         = its last loss
+    losses        = those of the recorded steps; inf from step t on
+`outcome` makes a label and a measure of these, and knows what an ended run counts.
 """
 
 from dataclasses import dataclass
@@ -124,7 +126,7 @@ class Problem:
         batch_index: Rows of the minibatch of every step; None for the full batch.
         dtype: "float64" or "float32", the precision of the training.
         steps: Losses of a run that does not end early.
-        window: Losses at the end of a run that `Curves.tail` averages.
+        window: Losses at the end of a run that `Curves.tail_v` averages.
         ceiling: A run ends once its loss passes this multiple of its first loss.
 
     Raises:
@@ -183,8 +185,8 @@ class Curves:
 
     first: Float64[np.ndarray, " points"]
     final: Float64[np.ndarray, " points"]
-    tail: Float64[np.ndarray, " points"]
+    tail_v: Float64[np.ndarray, " points"]
     sum_v: Float64[np.ndarray, " points"]
-    sum_inv: Float64[np.ndarray, " points"]
+    sum_inverse_v: Float64[np.ndarray, " points"]
     steps: Int32[np.ndarray, " points"]
     losses: Float64[np.ndarray, "points recorded"]
