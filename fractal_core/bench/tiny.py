@@ -7,7 +7,7 @@ best we know to make of it: `lax.scan` over the steps on 16 points at a time, on
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,6 +18,9 @@ from fractal_core.bench.rounds import Rates, Work, matrix_peak, take_turns
 from fractal_core.errors import Refused
 from fractal_core.kernels.contract import Problem
 from fractal_core.tiny import TinyNetworks
+
+Train = Callable[[], np.ndarray]
+"""Trains some points and returns the loss of each before every step, (points, steps)."""
 
 WORTHY = 0.02
 """Share of the matrix peak below which a stand-in for the paper's method is too slow to count."""
@@ -130,7 +133,7 @@ def _batches(problem: Problem, steps: int):
     return [None] * steps if index is None else [index[t % len(index)] for t in range(steps)]
 
 
-def paper(case: Case, n: int, steps: int) -> Work:
+def paper(case: Case, n: int, steps: int) -> Train:
     """`jit(vmap(step))` called once per step over the whole batch, losses kept."""
     import jax
 
@@ -139,18 +142,17 @@ def paper(case: Case, n: int, steps: int) -> Work:
     weights, rates = _stacked(problem, points(n))
     batches = _batches(problem, steps)
 
-    def work() -> float:
+    def train() -> np.ndarray:
         state, losses = weights, []
         for rows in batches:
             state, loss = advance(state, rates, rows)
             losses.append(loss)
-        np.stack([np.asarray(loss) for loss in losses])
-        return float(n * steps)
+        return np.stack([np.asarray(loss) for loss in losses], axis=1)
 
-    return work
+    return train
 
 
-def tuned(case: Case, n: int, steps: int, at_once: int = 16) -> Work:
+def tuned(case: Case, n: int, steps: int, at_once: int = 16) -> Train:
     """`lax.scan` over the steps, a few points at a time, one thread per core."""
     import jax
     import jax.numpy as jnp
@@ -160,26 +162,25 @@ def tuned(case: Case, n: int, steps: int, at_once: int = 16) -> Work:
     batches = None if problem.batch_index is None else jnp.asarray(_batches(problem, steps))
 
     @jax.jit
-    def train(weights, rates):
+    def scan(weights, rates):
         return jax.lax.scan(
             lambda state, rows: step(state, rates, rows), weights, batches, length=steps
         )[1]
 
     weights, rates = _stacked(problem, points(n))
 
-    def part(first: int) -> None:
+    def part(first: int) -> np.ndarray:
         mine = slice(first, first + at_once)
-        train(tuple(w[mine] for w in weights), tuple(r[mine] for r in rates)).block_until_ready()
+        return np.asarray(scan(tuple(w[mine] for w in weights), tuple(r[mine] for r in rates)))
 
-    def work() -> float:
+    def train() -> np.ndarray:
         with ThreadPoolExecutor(machine.cpu_threads()) as pool:
-            list(pool.map(part, range(0, n, at_once)))
-        return float(n * steps)
+            return np.concatenate(list(pool.map(part, range(0, n, at_once))), axis=1).T
 
-    return work
+    return train
 
 
-def torch_stacked(case: Case, steps: int, at_once: int = 256) -> Work:
+def torch_stacked(case: Case, n: int, steps: int) -> Train:
     """Autograd over the stacked weights of many networks, whose losses are summed."""
     import torch
 
@@ -191,7 +192,7 @@ def torch_stacked(case: Case, steps: int, at_once: int = 256) -> Work:
         "relu": lambda z: 2**0.5 * torch.relu(z),
         "identity": lambda z: z,
     }[problem.activation]
-    weights, rates = _stacked(problem, points(at_once))
+    weights, rates = _stacked(problem, points(n))
     start = [torch.tensor(w) for w in weights]
     rate1, rate2 = (torch.tensor(r)[:, None] for r in rates)
     batches = _batches(problem, steps)
@@ -200,7 +201,7 @@ def torch_stacked(case: Case, steps: int, at_once: int = 256) -> Work:
         hidden = activate(x @ w1 / root)
         return (((hidden @ w2[:, :, None])[..., 0] / root / root - y) ** 2).mean(dim=1)
 
-    def work() -> float:
+    def train() -> np.ndarray:
         w1, w2 = (w.clone().requires_grad_() for w in start)
         kept = []
         for rows in batches:
@@ -211,9 +212,9 @@ def torch_stacked(case: Case, steps: int, at_once: int = 256) -> Work:
             with torch.no_grad():
                 w1 -= rate1[:, :, None] * slope1
                 w2 -= rate2 * slope2
-        return float(at_once * steps)
+        return torch.stack(kept, dim=1).numpy()
 
-    return work
+    return train
 
 
 @dataclass(frozen=True)
@@ -247,15 +248,18 @@ def measure(case: Case, rounds: int, seconds: float) -> Result:
         "kernel": kernel(case, seconds),
         "paper": _sized(lambda steps: paper(case, 4096, steps), seconds),
         "tuned": _sized(lambda steps: tuned(case, 512, steps), seconds),
-        "torch": _sized(lambda steps: torch_stacked(case, steps), seconds),
+        "torch": _sized(lambda steps: torch_stacked(case, 256, steps), seconds),
         "peak": matrix_peak(case.dtype),
     }
     return Result(case, take_turns(contenders, rounds), flops(case.experiment(21).problem(0)))
 
 
-def _sized(build, seconds: float) -> Work:
-    """The contender with so many steps that a turn takes about `seconds`."""
-    trial = build(4)
-    rate = take_turns({"trial": trial}, 1).median("trial")
-    per_step = trial() / 4 / rate
-    return build(int(np.clip(seconds / per_step, 4, 5000)))
+def _sized(build: Callable[[int], Train], seconds: float) -> Work:
+    """A contender with so many steps that a turn takes about `seconds`."""
+
+    def working(train: Train) -> Work:
+        return lambda: float(train().size)
+
+    trial = working(build(4))
+    seconds_per_step = trial() / 4 / take_turns({"trial": trial}, 1).median("trial")
+    return working(build(int(np.clip(seconds / seconds_per_step, 4, 5000))))
