@@ -13,9 +13,11 @@ COMMANDS = {
     "zoom": ("make", "make a run folder from a part of another"),
     "run": ("work", "train what is missing in a run folder"),
     "status": ("work", "say how far a run is"),
+    "stop": ("work", "end the process that works on a run"),
     "verify": ("work", "read every file of a run again"),
     "show": ("look", "draw a run as PNG, PDF or SVG"),
     "export": ("look", "write a run's arrays to one npz file"),
+    "open": ("open", "open a notebook as an app on this machine"),
     "bench": ("bench", "measure how fast this machine is, against other ways"),
     "doctor": ("health", "say what this machine is and whether a run folder will work on it"),
 }
@@ -50,13 +52,17 @@ def dispatch(arguments: list[str]) -> None:
     )
 
 
-def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 refused, 130 interrupted."""
+def execute(arguments: list[str]) -> int:
+    """Run a command and say in one sentence what stopped it.
+
+    Returns:
+        The exit code: 0 done, 2 refused, 130 interrupted.
+    """
     try:
-        dispatch(sys.argv[1:])
+        dispatch(arguments)
     except Refused as error:
         print(f"fractal: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise
@@ -65,13 +71,19 @@ def main() -> None:
             "is lost, so make room or allow writing and give the same command again",
             file=sys.stderr,
         )
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         print(
             "\nstopped; nothing that was finished is lost, the same command goes on",
             file=sys.stderr,
         )
-        sys.exit(130)
+        return 130
+    return 0
+
+
+def main() -> None:
+    """Entry point of the `fractal` command."""
+    sys.exit(execute(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Runs the missing units of a run folder."""
+"""Runs the missing units of a run folder, here or in a process of its own."""
 
-import subprocess
-import sys
+import contextlib
+import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fractal_core import machine
+import psutil
+
+from fractal_core import machine, warm
 from fractal_core.errors import Refused
 from fractal_core.store import Store, lock_holder
 from fractal_core.sweep import Unit
@@ -55,33 +58,60 @@ def run_here(store: Store) -> Iterator[Exit]:
 
 
 def start_detached(path: Path, patience: float = 60.0) -> int:
-    """Start `fractal run` on a folder as a process of its own session; returns its id.
+    """Have a process of its own session work on a folder; returns its id.
 
     It outlives the terminal, the notebook kernel and the browser. Its output goes to
-    `state/log.txt`.
+    `state/log.txt`. A folder that a process works on already keeps that one, so starting twice
+    is starting once.
 
     Raises:
         Refused: It ended at once without having worked; the sentence carries its last line.
     """
-    log = path / "state" / "log.txt"
-    log.parent.mkdir(exist_ok=True)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fractal_core", "run", str(path)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    if holder := lock_holder(path):
+        return holder
+    pid = warm.start(path)
     deadline = time.monotonic() + patience
-    while process.poll() is None and time.monotonic() < deadline:
-        if lock_holder(path) == process.pid:
-            return process.pid
-        time.sleep(0.05)
-    if process.poll() not in (None, 0):
-        last = log.read_text(errors="replace").strip().splitlines()
-        raise Refused(last[-1] if last else f"the run ended with code {process.returncode}")
-    return process.pid
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        if holder := lock_holder(path):
+            return holder
+        if _ended(pid):
+            break
+        time.sleep(0.02)
+    if holder := lock_holder(path):
+        return holder
+    last = (path / "state" / "log.txt").read_text(errors="replace").strip().splitlines()
+    if last and last[-1].startswith("fractal: "):
+        raise Refused(last[-1].removeprefix("fractal: "))
+    return pid
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def stop(path: Path, patience: float = 10.0) -> bool:
+    """End the process that works on a folder; True if there was one.
+
+    What it had in hand is lost, what it had finished is not. It is asked first and killed after
+    `patience` seconds.
+    """
+    holder = lock_holder(path)
+    if not holder:
+        return False
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        # Only the process that holds this folder's lock is ever signalled, and never its group:
+        # it may be a child of a terminal that has other things to do.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(holder, how)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if lock_holder(path) != holder:
+                return True
+            time.sleep(0.02)
+    return False
 
 
 @dataclass(frozen=True)

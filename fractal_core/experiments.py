@@ -1,7 +1,7 @@
 """Experiments and presets by name, and the way back from a run folder to its sweep."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -134,6 +134,16 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f", choose among {', '.join(known)}{hint}"
 
 
+def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
+    """What differs between two pieces of JSON data, a sentence each."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            inner = f"{where}.{name}" if where else name
+            yield from _differences(before.get(name), now.get(name), inner)
+    elif canonical(before) != canonical(now):
+        yield f"{where} was {before} and is {now}"
+
+
 def open_run(path: Path) -> Store:
     """The store of an existing run folder.
 
@@ -150,12 +160,11 @@ def open_run(path: Path) -> Store:
         raise Refused(
             f"{path}/sweep.json is no recipe of this version ({error}); make the run anew"
         ) from None
-    for name, value in sweep.recipe.items():
-        if canonical(value) != canonical(recipe.get(name)):
-            raise Refused(
-                f"{path}: the recipe says {name} = {recipe.get(name)}, but this code has {value}; "
-                "use the version that made the run, or make it anew"
-            )
+    if changed := list(_differences(recipe, {"id": recipe.get("id"), **sweep.recipe})):
+        raise Refused(
+            f"{path} was made by code whose answers may differ: {'; '.join(changed)}; use the "
+            "version that made the run, or make it anew"
+        )
     if recipe.get("id") != sweep.id:
         raise Refused(f"{path}/sweep.json was edited; restore it or make the run anew")
     return Store(path, sweep)

@@ -29,7 +29,8 @@ from fractal_core.plane import Grid, Region
 from fractal_core.store import Image
 from fractal_core.ticks import ticks
 
-VIEWS = ("measure", "outcome")
+VIEWS = ("measure", "outcome", "final_loss", "steps")
+RANKED = colormaps["cividis"]
 FORMATS = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 PALE = 0.25
 MISSING = "#b0b0b0"
@@ -130,8 +131,19 @@ def paint(
     if view == "outcome":
         table = np.array([to_rgb(c) for c in (MISSING, *PALETTES[palette].outcomes)])
         return (table * 255).round().astype(np.uint8)[image.outcome.filled(0)]
+    if view != "measure":
+        return RANKED.with_extremes(bad=MISSING)(_ranks(getattr(image, view)), bytes=True)[..., :3]
     sides = PALETTES[palette].sides.with_extremes(bad=MISSING)
     return sides((equalise(image.measure, reference) + 1) / 2, bytes=True)[..., :3]
+
+
+def _ranks(values: np.ma.MaskedArray) -> np.ma.MaskedArray:
+    """Ranks of values of one sign, from 0 to 1; equal values, such as inf, share one."""
+    drawn = np.ma.masked_all(values.shape)
+    known = ~np.ma.getmaskarray(values)
+    different, inverse = np.unique(values.data[known], return_inverse=True)
+    drawn[known] = inverse / max(len(different) - 1, 1)
+    return drawn
 
 
 def map_figure(
@@ -154,7 +166,8 @@ def map_figure(
         image: The map so far. Missing cells are grey, and their share is said.
         palette: A name in `PALETTES`: `split` is safe for colour-blind readers, `paper` is the
             colouring of Sohl-Dickstein 2024.
-        view: `measure` shades how fast a run learned or blew up, `outcome` shows the three labels.
+        view: `measure` shades how fast a run learned or blew up, `outcome` shows the three labels,
+            `final_loss` and `steps` (those before it blew up) shade their ranks.
         child: A part of the region to mark, with a ring around it where it is tiny.
         title, caption: Text above the map, and small text below it.
         labels: Names of the x and y axis, in place of the names of the settings.
@@ -170,7 +183,16 @@ def map_figure(
         page = _Page(float(width_mm), image.grid.region, labels)
         page.paragraph(title or "", LARGE, page.left)
         if view == "measure":
-            page.bar(PALETTES[palette].sides)
+            page.bar(
+                np.concatenate([-np.linspace(PALE, 1, 256), np.linspace(1, PALE, 256)]) / 2 + 0.5,
+                PALETTES[palette].sides,
+                ("trained faster", "slower", "slower", "blew up faster"),
+            )
+        elif view != "outcome":
+            ends = (
+                ("lower final loss", "higher") if view == "final_loss" else ("fewer steps", "more")
+            )
+            page.bar(np.linspace(0, 1, 512), RANKED, (ends[0], "", "", ends[1]))
         page.legend(_swatches(image, palette, view))
         axes = page.map_axes(image.grid)
         # "none" is what leaves the picture at native pixels in a PDF; "nearest" resamples it.
@@ -243,19 +265,21 @@ class _Page:
         self.top += height
         return axes
 
-    def bar(self, colours: Colormap) -> None:
-        """The colour bar, its two halves in the order met on a walk across the boundary."""
+    def bar(
+        self, walk: Float64[np.ndarray, " n"], colours: Colormap, texts: tuple[str, str, str, str]
+    ) -> None:
+        """A colour bar, with a text at each end and one on each side of its middle."""
         right, middle = self.left + self.side, self.left + self.side / 2
-        self.text(self.left, "trained faster", SMALL)
-        self.text(middle - 2 * GAP, "slower", SMALL, "right")
-        self.text(middle + 2 * GAP, "slower", SMALL)
-        self.text(right, "blew up faster", SMALL, "right")
+        self.text(self.left, texts[0], SMALL)
+        self.text(middle - 2 * GAP, texts[1], SMALL, "right")
+        self.text(middle + 2 * GAP, texts[2], SMALL)
+        self.text(right, texts[3], SMALL, "right")
         self.top += LINE * SMALL
         axes = self.add_axes(BAR)
-        ranks = np.linspace(PALE, 1, 256)
-        walk = colours((np.concatenate([-ranks, ranks[::-1]]) + 1) / 2, bytes=True)[None, :, :3]
-        axes.imshow(walk, aspect="auto", interpolation="none", extent=(-1, 1, 0, 1))
-        axes.axvline(0, color="white", linewidth=0.8)
+        shown = colours(walk, bytes=True)[None, :, :3]
+        axes.imshow(shown, aspect="auto", interpolation="none", extent=(-1, 1, 0, 1))
+        if texts[1]:
+            axes.axvline(0, color="white", linewidth=0.8)
         axes.set(xticks=[], yticks=[])
         self.top += 2 * GAP
 

@@ -1,16 +1,30 @@
 // The zoom canvas: paints a picture that Python may replace at any time, and hands back a dragged
-// rectangle, a clicked point and nothing else. Hovering is answered here, without a round trip.
+// rectangle, a clicked point and nothing else. Hovering and the preview of a selection are answered
+// here, without a round trip.
 
 const MARGIN = { left: 92, right: 14, top: 10, bottom: 46 };
 const SMALLEST_DRAG = 4;
+const NEWS_EVERY = { live: 150, idle: 2000 };
 
 function render({ model, el }) {
   const root = document.createElement("div");
   root.className = "fractal-heatmap";
-  root.innerHTML = `<canvas tabindex="0" role="img" aria-label="map of outcomes; drag to choose a rectangle, click to choose a point, Escape to clear"></canvas><div class="readout" data-testid="readout">&nbsp;</div>`;
+  root.innerHTML = `
+    <div class="map">
+      <canvas data-testid="map" tabindex="0" role="img" aria-label="map of outcomes; drag to choose a rectangle, click to choose a point, Escape to clear"></canvas>
+      <div class="line readout" data-testid="readout">&nbsp;</div>
+      <div class="line status" data-testid="status" aria-live="polite">&nbsp;</div>
+    </div>
+    <div class="aside">
+      <canvas data-testid="preview" width="440" height="440"></canvas>
+      <div class="line">what you chose, as far as this map knows it</div>
+    </div>`;
   el.replaceChildren(root);
-  const canvas = root.querySelector("canvas");
+  const canvas = root.querySelector(".map canvas");
+  const aside = root.querySelector(".aside");
+  const preview = aside.querySelector("canvas");
   const readout = root.querySelector(".readout");
+  const status = root.querySelector(".status");
   const context = canvas.getContext("2d");
   let picture = null;
   let drag = null;
@@ -20,7 +34,7 @@ function render({ model, el }) {
     axis.log ? Math.log(value / axis.low) / Math.log(axis.high / axis.low)
              : (value - axis.low) / (axis.high - axis.low);
 
-  // Written from the centre, so that a window a few ulps wide still gives distinct values.
+  // Written as a step from the low end, so that a window a few ulps wide still gives distinct values.
   function valueAt(axis, fraction) {
     if (!axis.log) return axis.low + (axis.high - axis.low) * fraction;
     const length = Math.log1p((axis.high - axis.low) / axis.low);
@@ -136,6 +150,21 @@ function render({ model, el }) {
     outline(area, box, "");
   }
 
+  // The part of the picture under the rectangle, magnified; it needs no answer from Python.
+  function magnify() {
+    const box = model.get("roi");
+    aside.classList.toggle("shown", box.length === 4 && picture !== null);
+    if (box.length !== 4 || !picture) return;
+    const [x0, x1] = [box[0], box[1]].map((v) => fractionOf(model.get("xaxis"), v));
+    const [y0, y1] = [box[2], box[3]].map((v) => fractionOf(model.get("yaxis"), v));
+    const brush = preview.getContext("2d");
+    brush.imageSmoothingEnabled = false;
+    brush.drawImage(picture, x0 * picture.width, (1 - y1) * picture.height,
+                    (x1 - x0) * picture.width, (y1 - y0) * picture.height,
+                    0, 0, preview.width, preview.height);
+    preview.dataset.drawn = String(performance.now());
+  }
+
   function cross(area, point) {
     const x = area.x + fractionOf(model.get("xaxis"), point[0]) * area.width;
     const y = area.y + (1 - fractionOf(model.get("yaxis"), point[1])) * area.height;
@@ -182,7 +211,7 @@ function render({ model, el }) {
     const at = locate(event);
     if (event.button !== 0 || !inside(at)) return;
     canvas.setPointerCapture(event.pointerId);
-    canvas.focus();
+    canvas.focus({ preventScroll: true, focusVisible: false });
     drag = { start: at, from: [event.clientX, event.clientY], box: [] };
   });
   canvas.addEventListener("pointermove", (event) => {
@@ -202,8 +231,9 @@ function render({ model, el }) {
                           valueAt(model.get("yaxis"), drag.start.y)]);
     }
     drag = null;
-    model.save_changes();
     paint();
+    magnify();
+    model.save_changes();
   });
   canvas.addEventListener("pointercancel", () => { drag = null; paint(); });
   canvas.addEventListener("pointerleave", () => { readout.textContent = "\u00a0"; });
@@ -224,17 +254,38 @@ function render({ model, el }) {
     const decoded = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
     if (mine !== turn) return;
     picture = decoded;
-    canvas.dataset.frames = String(mine);
     paint();
+    magnify();
+    canvas.dataset.frames = String(mine);
+  }
+
+  // Ask for news soon again while a run goes on, and now and then otherwise.
+  let timer = 0;
+  function ask() {
+    clearTimeout(timer);
+    model.send("news?");
+    timer = setTimeout(ask, model.get("status").live ? NEWS_EVERY.live : NEWS_EVERY.idle);
+  }
+
+  function say() {
+    const now = model.get("status");
+    status.textContent = now.text || "\u00a0";
+    status.dataset.live = String(Boolean(now.live));
+    if (now.live) { clearTimeout(timer); timer = setTimeout(ask, NEWS_EVERY.live); }
   }
 
   model.on("change:png", show);
-  for (const name of ["roi", "point", "marks", "xaxis", "yaxis"]) model.on(`change:${name}`, paint);
+  model.on("change:status", say);
+  for (const name of ["roi", "point", "marks", "xaxis", "yaxis"]) {
+    model.on(`change:${name}`, () => { paint(); magnify(); });
+  }
   const watcher = new ResizeObserver(paint);
   watcher.observe(canvas);
   show();
+  say();
   paint();
-  return () => watcher.disconnect();
+  ask();
+  return () => { clearTimeout(timer); watcher.disconnect(); };
 }
 
 export default { render };

@@ -121,6 +121,13 @@ class Image:
     steps: np.ma.MaskedArray
     seconds: np.ma.MaskedArray
 
+    @classmethod
+    def empty(cls, grid: Grid) -> "Image":
+        """A map of which nothing is computed."""
+        kinds = {"outcome": np.uint8, "steps": np.int32}
+        arrays = {name: np.zeros(grid.shape, kinds.get(name, np.float64)) for name in ARRAYS}
+        return cls(grid, **{name: np.ma.masked_array(a, True) for name, a in arrays.items()})
+
 
 def pack(points: Float64[np.ndarray, "n 2"], outcomes: Outcomes, meta: dict[str, Any]) -> bytes:
     """The file of a unit: an uncompressed npz, whose checksums tell a damaged one."""
@@ -302,11 +309,8 @@ class Store:
         A damaged file is left out, with a warning: its cells stay masked.
         """
         if not self._arrays:
-            shape = self.sweep.grid.shape
-            kinds = {"outcome": np.uint8, "steps": np.int32}
-            for name in ARRAYS:
-                empty = np.zeros(shape, kinds.get(name, np.float64))
-                self._arrays[name] = np.ma.masked_array(empty, np.ones(shape, bool))
+            empty = Image.empty(self.sweep.grid)
+            self._arrays = {name: getattr(empty, name) for name in ARRAYS}
         for key in self.files.list("units"):
             unit = self.units.get(Path(key).stem)
             if unit is None or unit.key in self._seen:
@@ -354,7 +358,7 @@ class Store:
         path = self.path / "state" / "lock"
         path.parent.mkdir(exist_ok=True)
         with path.open("a+") as handle:
-            if not _acquire(handle, patience=1.0):
+            if not _acquire(handle, fcntl.LOCK_EX, patience=1.0):
                 handle.seek(0)
                 raise Refused(
                     f"{self.path} is already being run by process {handle.read().strip()}; "
@@ -377,19 +381,21 @@ class Store:
 def lock_holder(path: Path) -> int | None:
     """The process that works on a run folder now, or None."""
     try:
-        handle = (path / "state" / "lock").open("r+")
+        handle = (path / "state" / "lock").open()
     except OSError:
         return None
     with handle:
-        return None if _acquire(handle, patience=0) else int(handle.read().strip() or 0)
+        # Shared, so that those who only look do not take each other for the worker.
+        free = _acquire(handle, fcntl.LOCK_SH, patience=0)
+        return None if free else int(handle.read().strip() or 0) or None
 
 
-def _acquire(handle: Any, patience: float) -> bool:
+def _acquire(handle: Any, kind: int, patience: float) -> bool:
     """Take the lock of an open file; a reader that looks holds it for an instant, so insist."""
     deadline = time.monotonic() + patience
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             if time.monotonic() >= deadline:

@@ -18,7 +18,7 @@ def show(
     *,
     out: Path,
     palette: Literal["split", "paper"] = "split",
-    view: Literal["measure", "outcome"] = "measure",
+    view: Literal["measure", "outcome", "final_loss", "steps"] = "measure",
     child: Path | None = None,
     title: str | None = None,
 ) -> None:
@@ -28,7 +28,7 @@ def show(
         run: The run folder.
         out: Figure to write; .png, .pdf or .svg.
         palette: `split` is safe for the colour-blind, `paper` is the published one.
-        view: The equalised measure, or the outcomes.
+        view: The equalised measure, the outcomes, or the ranks of the final loss or of the steps.
         child: Another run whose region is marked in the picture.
         title: Above the picture.
     """

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from fractal_core import experiments
+from fractal_core import engine, experiments
 from fractal_core.engine import progress, run_here, start_detached
 from fractal_core.store import Store
 
@@ -73,6 +73,16 @@ def status(run: Run, /, *, as_json: Json = False) -> None:
         return
     who = f"process {state.process} works on it" if state.process else "nobody works on it"
     print(f"{run}: {state.done}/{state.points} points, {state.failed} failed units; {who}")
+
+
+def stop(run: Run, /) -> None:
+    """End the process that works on a run; what it finished stays.
+
+    Args:
+        run: The run folder.
+    """
+    experiments.open_run(run)
+    print(f"{run}: stopped" if engine.stop(run) else f"{run}: nobody works on it")
 
 
 def verify(run: Run, /, *, as_json: Json = False) -> None:

@@ -1,0 +1,425 @@
+"""What the zoom notebook does, without the notebook: views, their addresses, costs and pictures.
+
+A view is a sweep and the folder under `runs/` that holds it, or would. The folder of a recipe is
+found by its id, so that the same view is never computed twice, in whatever way one came to it.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fractal_core import engine, experiments, figures
+from fractal_core.errors import Refused
+from fractal_core.heatmap import Heatmap, heatmap
+from fractal_core.outcome import Outcome
+from fractal_core.plane import Region
+from fractal_core.store import ARRAYS, Files, Image, Store, read_recipe
+from fractal_core.sweep import LEVELS, MIN_ULPS, Sweep
+
+CURVE_STEPS = 250
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A sweep, and where its run is or would be.
+
+    Args:
+        sweep: The recipe.
+        path: Its run folder.
+        store: The run, once the folder is there.
+        parent: Folder of the run that this one was zoomed out of, if it is known.
+    """
+
+    sweep: Sweep
+    path: Path
+    store: Store | None
+    parent: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.path.name
+
+
+def runs(root: Path) -> list[str]:
+    """Names of the run folders, newest first."""
+    found = [path.parent for path in root.glob("*/sweep.json")]
+    return [path.name for path in sorted(found, key=lambda p: -p.stat().st_mtime)]
+
+
+def open_view(root: Path, name: str) -> View:
+    """The view of an existing run.
+
+    Raises:
+        Refused: There is no such run, or it cannot be read.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise Refused(f"{name!r} is not the name of a run; choose one of those in {root}")
+    store = experiments.open_run(root / name)
+    origin = root / name / "origin.json"
+    parent = root / json.loads(origin.read_bytes())["parent"] if origin.exists() else None
+    if parent is not None and not (parent / "sweep.json").exists():
+        parent = None
+    return View(store.sweep, root / name, store, parent)
+
+
+def view_of(root: Path, sweep: Sweep, label: str, parent: Path | None = None) -> View:
+    """The view of a sweep: the run that holds this very recipe, or a folder yet to be made."""
+    for name in runs(root):
+        if read_recipe(root / name).get("id") == sweep.id:
+            return open_view(root, name)
+    return View(sweep, root / f"{label}-{sweep.id[:8]}", None, parent)
+
+
+def preset_view(
+    root: Path,
+    preset: str,
+    *,
+    published: bool = False,
+    x: tuple[float, float] | None = None,
+    y: tuple[float, float] | None = None,
+    grid: int = 128,
+    steps: int | None = None,
+    dtype: str | None = None,
+) -> View:
+    """The view of a preset: its overview, its published window, or any other rectangle.
+
+    Raises:
+        Refused: There is no such preset, or the rectangle cannot be drawn.
+    """
+    chosen = experiments.preset(preset)
+    given = {"steps": steps, "dtype": dtype}
+    experiment = experiments.configure(
+        chosen.experiment, {name: value for name, value in given.items() if value is not None}
+    )
+    region = chosen.region(published, grid, grid)
+    region = Region(
+        replace(region.x, low=x[0], high=x[1]) if x else region.x,
+        replace(region.y, low=y[0], high=y[1]) if y else region.y,
+    )
+    sweep = Sweep.over(experiment, region)
+    sweep.require_resolution()
+    return view_of(root, sweep, preset)
+
+
+def from_address(root: Path, query: Mapping[str, str]) -> View:
+    """The view that an address names: `run=NAME`, or `preset=NAME` with `x=LO,HI` and so on.
+
+    An empty address is the overview of the tanh network at 500 steps.
+
+    Raises:
+        Refused: The address names nothing that can be drawn.
+    """
+    if query.get("run"):
+        return open_view(root, query["run"])
+    given: dict[str, Any] = {} if query.get("preset") else {"steps": 500}
+    try:
+        given |= {
+            axis: (float(low), float(high))
+            for axis in ("x", "y")
+            if query.get(axis)
+            for low, high in [query[axis].split(",")]
+        }
+        given |= {name: int(query[name]) for name in ("grid", "steps") if query.get(name)}
+    except ValueError:
+        raise Refused(
+            "write the address as ?preset=tanh&x=LOW,HIGH&y=LOW,HIGH&grid=128&steps=500"
+        ) from None
+    return preset_view(
+        root,
+        query.get("preset") or "tanh",
+        published=query.get("window") == "published",
+        dtype=query.get("dtype") or None,
+        **given,
+    )
+
+
+def address(view: View, preset: str = "") -> dict[str, str]:
+    """What to put into the address bar so that it leads back to a view."""
+    if view.store is not None:
+        return {"run": view.name}
+    region = view.sweep.region
+    return {
+        "preset": preset,
+        "x": f"{region.x.low!r},{region.x.high!r}",
+        "y": f"{region.y.low!r},{region.y.high!r}",
+        "grid": str(region.x.points),
+        "steps": str(getattr(view.sweep.experiment, "steps", "")),
+        "dtype": view.sweep.experiment.dtype,
+    }
+
+
+def zoomed(root: Path, view: View, box: Sequence[float], grid: int | None = None) -> View:
+    """The view of a dragged rectangle `[x0, x1, y0, y1]` of another view.
+
+    Raises:
+        Refused: Neighbouring values would be too close for the arithmetic.
+    """
+    sweep = view.sweep.zoom(view.sweep.region.drag(box, grid, grid))
+    sweep.require_resolution()
+    label = view.name.rpartition("-")[0] or view.name
+    return view_of(root, sweep, label, parent=view.path if view.store else None)
+
+
+def begin(view: View) -> View:
+    """Make the run folder of a view if need be, and have a process work on what is missing.
+
+    However often and from wherever this is called, one process works on a run, and a finished
+    one is left alone.
+    """
+    store = Store.create(view.path, view.sweep)
+    if view.parent is not None:
+        origin = json.dumps({"parent": view.parent.name}).encode()
+        Files(view.path).put_once("origin.json", origin)
+    if store.missing():
+        engine.start_detached(view.path)
+    return replace(view, store=store)
+
+
+def children(root: Path, view: View) -> list[tuple[str, Region]]:
+    """Names and regions of the runs that were zoomed out of this one."""
+    found = []
+    for name in runs(root):
+        origin = root / name / "origin.json"
+        if origin.exists() and json.loads(origin.read_bytes())["parent"] == view.name:
+            found.append((name, experiments.open_run(root / name).sweep.region))
+    return found
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a view would take.
+
+    Args:
+        runs: Training runs still to do.
+        seconds: Estimated time on this machine.
+        digits: Decimal digits by which one can zoom in further before rounding shows.
+    """
+
+    runs: int
+    seconds: float
+    digits: float
+
+    @property
+    def gauge(self) -> str:
+        """The digits left, of 16, as a small HTML bar; it turns red when two are left."""
+        colour = "#b45309" if self.digits < 2 else "#2474bd"
+        return (
+            "<span role='meter' aria-label='digits left to zoom' style='display:inline-block;"
+            "width:8em;height:.6em;border:1px solid currentColor'><span style='display:block;"
+            f"height:100%;width:{self.digits / 16:.0%};background:{colour}'></span></span>"
+        )
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        left = f"{self.digits:.1f} digits left to zoom"
+        if not self.runs:
+            return f"computed already; {left}"
+        return f"{self.runs:,} runs, about {_duration(self.seconds)} on this machine; {left}"
+
+
+def cost(view: View, like: View | None = None) -> Cost:
+    """What is missing in a view and how long it would take.
+
+    Args:
+        view: The view.
+        like: A view whose measured time per run is taken; without one that has any, a few runs
+            are trained to see.
+    """
+    rows, cols = view.sweep.grid.shape
+    missing = rows * cols
+    if view.store is not None:
+        missing = sum(len(unit.cells()[0]) for unit in view.store.missing())
+    digits = float(np.log10(max(view.sweep.grid.ulps(view.sweep.experiment.dtype) / MIN_ULPS, 1)))
+    return Cost(missing, missing * _seconds_per_run(view, like) if missing else 0.0, digits)
+
+
+def _seconds_per_run(view: View, like: View | None) -> float:
+    for known in (view, like):
+        if known is not None and known.store is not None:
+            seconds = known.store.image().seconds.compressed()
+            if len(seconds):
+                return float(seconds.mean())
+    rows, cols = view.sweep.grid.shape
+    spread = np.linspace(0, rows * cols - 1, 64).astype(np.int64)
+    points = view.sweep.grid.points(spread // cols, spread % cols)
+    view.sweep.experiment.run(points[:1], seed=view.sweep.seed)  # compiles, which is paid once
+    started = time.perf_counter()
+    view.sweep.experiment.run(points, seed=view.sweep.seed)
+    return (time.perf_counter() - started) / len(points)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
+
+
+def compose(view: View, parent: View | None) -> Image:
+    """The best picture of a view so far: coarse points stand for the cells around them, and where
+    there is none yet the parent's cell does.
+
+    It is for the eye only. Nothing is measured on it.
+    """
+    grid = view.sweep.grid
+    image = view.store.image() if view.store is not None else Image.empty(grid)
+    if not image.outcome.mask.any():
+        return image
+    behind = parent.store.image() if parent is not None and parent.store is not None else None
+    cells = None
+    if behind is not None:
+        rows = [behind.grid.cell(float(grid.x[0]), float(y))[0] for y in grid.y]
+        cols = [behind.grid.cell(float(x), float(grid.y[0]))[1] for x in grid.x]
+        cells = np.ix_(rows, cols)
+    arrays = {}
+    for name in ARRAYS:
+        coarsest = getattr(Image.empty(grid) if behind is None else behind, name)
+        picture = coarsest[cells] if cells is not None else coarsest
+        arrays[name] = _spread(getattr(image, name), picture)
+    return Image(grid, **arrays)
+
+
+def _spread(array: np.ma.MaskedArray, picture: np.ma.MaskedArray) -> np.ma.MaskedArray:
+    """`picture`, painted over by each level of `array`, coarse first."""
+    rows, cols = array.shape
+    for level in reversed(range(LEVELS)):
+        stride = 2**level
+        coarse = (
+            np.ma.getdata(array)[::stride, ::stride],
+            ~np.ma.getmaskarray(array)[::stride, ::stride],
+        )
+        values, known = (
+            np.repeat(np.repeat(part, stride, axis=0), stride, axis=1)[:rows, :cols]
+            for part in coarse
+        )
+        picture[known] = values[known]
+    return picture
+
+
+def widget(root: Path, view: View) -> Heatmap:
+    """The map widget of a view, with the runs zoomed out of it outlined."""
+    return heatmap(view.sweep.grid, view.sweep.labels, children(root, view))
+
+
+def keep_painted(
+    canvas: Heatmap, root: Path, view: View, quantity: str = "measure", palette: str = "split"
+) -> None:
+    """Paint a view now, and again whenever the browser asks and there is something new."""
+    parent = open_view(root, view.parent.name) if view.parent is not None else None
+    painted: list[object] = [None]
+
+    def refresh() -> None:
+        if view.store is None:
+            state, seen = "not computed yet", -1
+            live = False
+        else:
+            progress = engine.progress(view.store)
+            live, seen = progress.process is not None, progress.done
+            state = _status(progress, view.store)
+        if painted[0] != seen:
+            painted[0] = seen
+            image = compose(view, parent)
+            values = view.store.image() if view.store is not None else image
+            canvas.show(
+                figures.paint(image, palette=palette, view=quantity),
+                np.ma.getdata(getattr(values, quantity).astype(np.float64).filled(np.nan)),
+                quantity.replace("_", " "),
+            )
+        if canvas.status != {"text": state, "live": live}:
+            canvas.status = {"text": state, "live": live}
+
+    canvas.answer(refresh)
+    refresh()
+
+
+def _status(progress: engine.Progress, store: Store) -> str:
+    share = f"{progress.done:,} of {progress.points:,} runs"
+    if progress.done == progress.points:
+        return f"complete: {share}"
+    if progress.process is None:
+        return f"stopped: {share}"
+    seconds = store.image().seconds.compressed()
+    left = (progress.points - progress.done) * seconds.mean() if len(seconds) else 0.0
+    return f"running: {share}" + (f", about {_duration(left)} left" if len(seconds) else "")
+
+
+def curves(view: View, x: float, y: float) -> pd.DataFrame:
+    """Loss curves of the point whose cell holds (x, y), trained again, and of its eight neighbours.
+
+    Returns:
+        Columns `run` ("here", or a compass direction), `outcome`, `step` and `loss`, thinned to at
+        most 250 steps. Losses are those of the sweep's own runs, to the bit.
+    """
+    sweep = view.sweep
+    row, col = sweep.grid.cell(x, y)
+    compass = {
+        (0, 0): "here", (1, 0): "north", (1, 1): "north-east", (0, 1): "east",
+        (-1, 1): "south-east", (-1, 0): "south", (-1, -1): "south-west", (0, -1): "west",
+        (1, -1): "north-west",
+    }  # fmt: skip
+    rows, cols = sweep.grid.shape
+    cells = {
+        (row + up, col + right): name
+        for (up, right), name in compass.items()
+        if 0 <= row + up < rows and 0 <= col + right < cols
+    }
+    index = np.array(list(cells), dtype=np.int64)
+    total = getattr(sweep.experiment, "steps", CURVE_STEPS)
+    steps = np.unique(np.linspace(0, total - 1, min(total, CURVE_STEPS)).astype(np.int64))
+    outcomes = sweep.experiment.run(
+        sweep.grid.points(index[:, 0], index[:, 1]), seed=sweep.seed, record=steps.tolist()
+    )
+    losses = outcomes.extras["losses"]
+    return pd.DataFrame(
+        {
+            "run": np.repeat(list(cells.values()), len(steps)),
+            "outcome": np.repeat([Outcome(o).name for o in outcomes.outcome], len(steps)),
+            "step": np.tile(steps, len(cells)),
+            "loss": np.where(np.isfinite(losses), losses, np.nan).ravel(),
+        }
+    )
+
+
+def places(root: Path) -> dict[str, dict[str, str]]:
+    """Addresses worth knowing, by name: bookmarks, and the six published windows."""
+    kept = {f"★ {name}": {"run": run} for name, run in bookmarks(root).items()}
+    return kept | {
+        f"published: {name}": {"preset": name, "window": "published"}
+        for name, preset in experiments.PRESETS.items()
+        if preset.dimension is not None
+    }
+
+
+def bookmarks(root: Path) -> dict[str, str]:
+    """Names that were given to runs, and the runs."""
+    file = root / "bookmarks.json"
+    return json.loads(file.read_bytes()) if file.exists() else {}
+
+
+def bookmark(root: Path, name: str, run: str) -> None:
+    """Give a run a name."""
+    _keep(root, bookmarks(root) | {name: run})
+
+
+def forget(root: Path, run: str) -> None:
+    """Take a run's names away; the run stays."""
+    _keep(root, {name: kept for name, kept in bookmarks(root).items() if kept != run})
+
+
+def _keep(root: Path, kept: dict[str, str]) -> None:
+    Files(root).put_latest("bookmarks.json", json.dumps(kept, indent=1).encode())
+
+
+def may_control(mode: str | None) -> bool:
+    """Whether this notebook may start, stop or delete: always when it is edited, in an app only if
+    that was allowed when it was opened (`fractal open --allow-control`), never from a script.
+    """
+    return mode == "edit" or (mode == "run" and os.environ.get("FRACTAL_ALLOW_CONTROL") == "1")

@@ -1,0 +1,148 @@
+"""A warm process: it has imported what a run needs, and forks a worker whenever one is asked for.
+
+Starting Python and its libraries takes longer than the first level of a picture. So the first
+detached run leaves this process behind; it listens on a socket that only its user can reach, and
+the runs after it begin within milliseconds. It holds no results and no locks, and goes by itself
+when nobody has asked for anything for a while.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+IDLE_SECONDS = 900.0
+
+
+def address() -> Path:
+    """Where the warm process of this user, this Python and this very code listens.
+
+    The name holds a hash of the package's files and their times, so that a process that has
+    imported older code is never asked.
+    """
+    package = Path(__file__).parent
+    files = sorted(package.rglob("*.py"))
+    text = "|".join([sys.executable, *(f"{file}{file.stat().st_mtime_ns}" for file in files)])
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"fractal-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
+        raise PermissionError(f"{folder} is open to other users")
+    return folder / f"{name}.socket"
+
+
+def start(path: Path) -> int:
+    """Begin `fractal run` on a folder in a session of its own; returns the process id.
+
+    A warm process does it if there is one. If not, it is begun cold, and a warm process is left
+    for the next.
+    """
+    (path / "state").mkdir(exist_ok=True)
+    pid = ask(path)
+    if pid is None:
+        _spawn(["-m", "fractal_core.warm"], Path(os.devnull))
+        pid = _spawn(["-m", "fractal_core", "run", str(path)], path / "state" / "log.txt")
+    return pid
+
+
+def ask(path: Path) -> int | None:
+    """Have the warm process fork a run of `path`; None if there is no warm process."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(10.0)
+            client.connect(str(address()))
+            client.sendall(json.dumps({"run": str(path.resolve())}).encode() + b"\n")
+            return json.loads(client.makefile().readline())["pid"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _spawn(arguments: list[str], output: Path) -> int:
+    with output.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ).pid
+
+
+def serve(work: Callable[[list[str]], int], idle: float = IDLE_SECONDS) -> None:
+    """Fork a child for every request, until none has come for `idle` seconds.
+
+    Args:
+        work: What the child does with the arguments of a command; returns its exit code.
+        idle: Seconds to wait for a request.
+    """
+    place = address()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        try:
+            server.bind(str(place))
+        except OSError:
+            # The name may be left from a process that was killed; a living one answers.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(str(place)) == 0:
+                    return
+            place.unlink(missing_ok=True)
+            server.bind(str(place))
+        server.listen(16)
+        server.settimeout(idle)
+        # Children are nobody's to wait for; the system forgets them when they end.
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        try:
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    _answer(connection, server, work)
+        except TimeoutError:
+            return
+        finally:
+            place.unlink(missing_ok=True)
+
+
+def _answer(
+    connection: socket.socket, server: socket.socket, work: Callable[[list[str]], int]
+) -> None:
+    connection.settimeout(5.0)
+    try:
+        path = Path(json.loads(connection.makefile().readline())["run"])
+    except (OSError, ValueError, KeyError):
+        return
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            connection.close()
+            server.close()
+            os.setsid()
+            os.nice(5)  # whoever watches comes first
+            log = os.open(path / "state" / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            code = work(["run", str(path)])
+        except BaseException:  # noqa: BLE001  (nothing may return into the server's loop)
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    try:
+        connection.sendall(json.dumps({"pid": pid}).encode() + b"\n")
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    # Imported by name: the command stands on a higher floor, and only this process needs both.
+    importlib.import_module("fractal_core.kernels.cpu")
+    serve(importlib.import_module("fractal_core.__main__").execute)
