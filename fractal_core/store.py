@@ -386,7 +386,7 @@ def lock_holder(path: Path) -> int | None:
         return None
     with handle:
         # Shared, so that those who only look do not take each other for the worker.
-        free = _acquire(handle, fcntl.LOCK_SH, patience=0)
+        free = _acquire(handle, fcntl.LOCK_SH, patience=0.0)
         return None if free else int(handle.read().strip() or 0) or None
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 
 IDLE_SECONDS = 900.0
 
+_spawned: list[subprocess.Popen] = []
+
 
 def address() -> Path:
     """Where the warm process of this user, this Python and this very code listens.
@@ -66,14 +68,18 @@ def ask(path: Path) -> int | None:
 
 
 def _spawn(arguments: list[str], output: Path) -> int:
+    # Those that have ended are reaped here, and nobody waits for the others.
+    _spawned[:] = [process for process in _spawned if process.poll() is None]
     with output.open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-        ).pid
+        )
+    _spawned.append(process)
+    return process.pid
 
 
 def serve(work: Callable[[list[str]], int], idle: float = IDLE_SECONDS) -> None:

@@ -1,0 +1,24 @@
+"""What all tests share."""
+
+import tempfile
+
+import psutil
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_warm_process(tmp_path_factory):
+    """Warm processes that tests leave behind are the tests' own, and end with them."""
+    folder = str(tmp_path_factory.mktemp("w"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
+    for process in psutil.process_iter():
+        try:
+            if "fractal_core.warm" in process.cmdline() and (
+                process.environ().get("TMPDIR") == folder
+            ):
+                process.kill()
+        except psutil.Error:
+            continue

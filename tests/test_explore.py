@@ -1,0 +1,275 @@
+"""The zoom notebook without the notebook."""
+
+import io
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image as Picture
+
+from fractal_core import Axis, Refused, Region, Store, Sweep, TinyNetworks, engine, explore, warm
+from fractal_core.engine import run_here
+from fractal_core.explore import View, address, compose, from_address, open_view, zoomed
+from fractal_core.figures import paint
+from fractal_core.store import Image
+
+SMALL = TinyNetworks(samples=8, steps=40)
+REGION = Region(Axis("lr_input", 1e-3, 1e6, 24), Axis("lr_output", 1e-3, 1e6, 16))
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A folder with one finished run, `whole`."""
+    store = Store.create(tmp_path / "whole", Sweep.over(SMALL, REGION), block=8)
+    for _ in run_here(store):
+        pass
+    return tmp_path
+
+
+def test_an_address_leads_back_to_its_view(root):
+    """A run by its name, and a view that nobody has computed by its recipe."""
+    whole = open_view(root, "whole")
+    assert from_address(root, address(whole)).sweep.id == whole.sweep.id
+    fresh = from_address(root, {"preset": "relu", "x": "0.1,10", "y": "1,100", "grid": "32"})
+    assert fresh.store is None
+    assert (fresh.sweep.region.x.low, fresh.sweep.region.x.high) == (0.1, 10.0)
+    assert from_address(root, address(fresh, "relu")).sweep.id == fresh.sweep.id
+
+
+def test_looking_writes_nothing(root):
+    """Opening views, asking for costs and pictures leaves the folder as it was."""
+    before = sorted(root.rglob("*"))
+    view = from_address(root, {})
+    explore.cost(zoomed(root, open_view(root, "whole"), [0.1, 10.0, 0.1, 10.0]))
+    compose(view, None)
+    explore.widget(root, view)
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"run": "../whole"},
+        {"run": ".hidden"},
+        {"run": "nowhere"},
+        {"preset": "tnah"},
+        {"preset": "tanh", "x": "1"},
+        {"preset": "tanh", "x": "10,1"},
+        {"preset": "tanh", "grid": "many"},
+        {"preset": "tanh", "x": "1,1.0000000000000004"},
+    ],
+)
+def test_an_address_that_names_nothing_is_refused(root, query):
+    """No path out of the folder, no half-read numbers."""
+    with pytest.raises(Refused):
+        from_address(root, query)
+
+
+def test_the_same_recipe_is_the_same_run(root):
+    """However one comes to a rectangle, its folder is found again."""
+    whole = open_view(root, "whole")
+    box = [0.1, 10.0, 1.0, 100.0]
+    one = zoomed(root, whole, box)
+    assert one.store is None
+    Store.create(one.path, one.sweep)
+    again = zoomed(root, whole, [box[1], box[0], box[3], box[2]])
+    assert again.path == one.path
+    assert again.store is not None
+
+
+def test_a_zoom_remembers_where_it_came_from(root, monkeypatch):
+    """Back leads to the parent, and the parent outlines the child."""
+    monkeypatch.setattr(engine, "start_detached", lambda path: 1)
+    whole = open_view(root, "whole")
+    begun = explore.begin(zoomed(root, whole, [0.1, 10.0, 1.0, 100.0]))
+    assert open_view(root, begun.name).parent == whole.path
+    assert explore.children(root, whole) == [(begun.name, begun.sweep.region)]
+
+
+def test_a_finished_view_is_not_started_again(root, monkeypatch):
+    """Opening it again computes nothing."""
+    monkeypatch.setattr(engine, "start_detached", lambda path: pytest.fail("started"))
+    explore.begin(open_view(root, "whole"))
+
+
+def test_a_picture_takes_the_parent_until_its_own_points_come(root):
+    """First the parent's cells, then each level over the coarser ones, then only its own."""
+    whole = open_view(root, "whole")
+    inner = zoomed(root, whole, [1e-2, 1e3, 1e-1, 1e4])
+    scaled = compose(inner, whole)
+    assert not scaled.measure.mask.any()
+    rows, cols = inner.sweep.grid.shape
+    for row, col in [(0, 0), (rows - 1, 0), (3, cols - 1)]:
+        point = float(inner.sweep.grid.x[col]), float(inner.sweep.grid.y[row])
+        there = whole.sweep.grid.cell(*point)
+        assert scaled.measure[row, col] == whole.store.image().measure[there]
+    store = Store.create(inner.path, inner.sweep, block=8)
+    inner = replace(inner, store=store)
+    running = run_here(store)
+    while {unit.level for unit in store.missing()} & {3, 2}:
+        next(running)
+    middle, own = compose(inner, whole), store.image()
+    assert own.measure.mask.any()
+    assert not middle.measure.mask.any()
+    assert middle.measure[5, 6] == own.measure[4, 4]
+    assert np.all(middle.measure[~own.measure.mask] == own.measure[~own.measure.mask])
+    for _ in running:
+        pass
+    assert np.array_equal(compose(inner, whole).measure, store.image().measure)
+
+
+def test_without_a_parent_unknown_cells_stay_missing(root):
+    """Grey, not guessed."""
+    view = from_address(root, {})
+    assert compose(view, None).outcome.mask.all()
+
+
+def test_cost_counts_what_is_missing(root):
+    """All of a fresh view, nothing of a finished one; digits shrink as one zooms."""
+    whole = open_view(root, "whole")
+    assert explore.cost(whole).runs == 0
+    assert "computed already" in str(explore.cost(whole))
+    inner = zoomed(root, whole, [1.0, 1.001, 1.0, 1.001])
+    cost = explore.cost(inner, like=whole)
+    assert cost.runs == 16 * 24
+    assert cost.seconds == pytest.approx(16 * 24 * whole.store.image().seconds.mean())
+    assert cost.digits == pytest.approx(explore.cost(whole).digits - 3, abs=1.2)
+    assert explore.cost(inner).seconds > 0
+
+
+def test_a_zoom_past_the_arithmetic_is_refused(root):
+    """With the reason."""
+    whole = open_view(root, "whole")
+    with pytest.raises(Refused, match="last place"):
+        zoomed(root, whole, [1.0, 1.0 + 20 * np.spacing(1.0), 1.0, 2.0])
+
+
+def test_curves_are_those_of_the_sweep(root):
+    """The clicked point and its eight neighbours, fewer at a corner; the same outcomes."""
+    whole = open_view(root, "whole")
+    image = whole.store.image()
+    x, y = float(whole.sweep.grid.x[5]), float(whole.sweep.grid.y[7])
+    frame = explore.curves(whole, x, y)
+    assert set(frame.run) == {
+        "here", "north", "north-east", "east", "south-east", "south", "south-west", "west",
+        "north-west",
+    }  # fmt: skip
+    here = frame[frame.run == "here"]
+    assert len(here) == SMALL.steps
+    assert here.loss.iloc[0] == image.first_loss[7, 5]
+    north = frame[frame.run == "north"].outcome.iloc[0]
+    assert north == explore.Outcome(image.outcome[8, 5]).name
+    corner = explore.curves(whole, 1e-3, 1e-3)
+    assert set(corner.run) == {"here", "north", "north-east", "east"}
+
+
+def test_the_widget_shows_the_run(root):
+    """One PNG pixel per cell, row 0 at the bottom, values for hovering with nan for missing."""
+    whole = open_view(root, "whole")
+    canvas = explore.widget(root, whole)
+    explore.keep_painted(canvas, root, whole)
+    image = whole.store.image()
+    shown = np.asarray(Picture.open(io.BytesIO(canvas.png)))
+    np.testing.assert_array_equal(shown, paint(image)[::-1])
+    values = np.frombuffer(canvas.values, "<f4").reshape(16, 24)
+    np.testing.assert_array_equal(values, image.measure.astype("f4"))
+    assert canvas.status["text"].startswith("complete")
+    assert (canvas.shape, canvas.xaxis["low"], canvas.yaxis["high"]) == ([16, 24], 1e-3, 1e6)
+
+
+@pytest.mark.parametrize("view", ["measure", "outcome", "final_loss", "steps"])
+def test_every_quantity_can_be_painted(root, view):
+    """Also where nothing is there yet."""
+    whole = open_view(root, "whole")
+    assert paint(whole.store.image(), view=view).shape == (16, 24, 3)
+    assert len(np.unique(paint(Image.empty(whole.sweep.grid), view=view))) == 1
+
+
+def test_news_is_painted_when_the_browser_asks(root):
+    """And only then, and only if there is any."""
+    whole = open_view(root, "whole")
+    inner = zoomed(root, whole, [1e-2, 1e3, 1e-1, 1e4])
+    store = Store.create(inner.path, inner.sweep, block=8)
+    inner = View(inner.sweep, inner.path, store, whole.path)
+    canvas = explore.widget(root, inner)
+    explore.keep_painted(canvas, root, inner)
+    first = canvas.png
+    canvas._handle_custom_msg("news?", [])
+    assert canvas.png is first
+    next(run_here(store))
+    canvas._handle_custom_msg("news?", [])
+    assert canvas.png != first
+    assert "stopped" in canvas.status["text"]
+
+
+def test_bookmarks_are_kept_and_forgotten(root):
+    """A name for a run, beside the published windows."""
+    explore.bookmark(root, "the coast", "whole")
+    assert explore.places(root)["★ the coast"] == {"run": "whole"}
+    assert explore.places(root)["published: tanh"] == {"preset": "tanh", "window": "published"}
+    assert from_address(root, explore.places(root)["published: init"]).sweep.grid.shape == (
+        128,
+        128,
+    )
+    explore.forget(root, "whole")
+    assert "★ the coast" not in explore.places(root)
+    assert open_view(root, "whole").store is not None
+
+
+def test_control_needs_leave(monkeypatch):
+    """An app only looks unless it was opened to do more; a script never starts anything."""
+    monkeypatch.delenv("FRACTAL_ALLOW_CONTROL", raising=False)
+    assert [explore.may_control(mode) for mode in ("edit", "run", "script", None)] == [
+        True, False, False, False,
+    ]  # fmt: skip
+    monkeypatch.setenv("FRACTAL_ALLOW_CONTROL", "1")
+    assert explore.may_control("run")
+    assert not explore.may_control("script")
+
+
+def test_starting_twice_is_starting_once(root):
+    """Cold or warm, from one thread or many: one process, every unit once; stopping ends it."""
+    slow = TinyNetworks(samples=272, steps=4000)
+    store = Store.create(root / "slow", Sweep.over(slow, REGION), block=8)
+    pids: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: pids.append(engine.start_detached(store.path)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(pids)) == 1
+    assert os.getsid(pids[0]) == pids[0] != os.getsid(0)
+    assert engine.stop(store.path)
+    assert engine.progress(store).process is None
+    assert not engine.stop(store.path)
+
+
+def test_a_warm_process_forks_runs(root):
+    """The second start goes through it, is a process of its own session, and survives its end."""
+    store = Store.create(root / "quick", Sweep.over(TinyNetworks(samples=272), REGION), block=8)
+    engine.start_detached(store.path)
+    deadline = time.monotonic() + 60
+    while warm.ask(store.path) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    slow = TinyNetworks(samples=272, steps=6000)
+    other = Store.create(root / "slow", Sweep.over(slow, REGION), block=8)
+    pid = warm.start(other.path)
+    while engine.progress(other).process != pid and time.monotonic() < deadline:
+        time.sleep(0.02)
+    server = psutil.Process(psutil.Process(pid).ppid())
+    assert "fractal_core.warm" in server.cmdline()
+    assert os.getsid(pid) == pid
+    server.send_signal(signal.SIGKILL)
+    server.wait()
+    assert engine.progress(other).process == pid
+    assert engine.stop(other.path)
+    engine.stop(store.path)
