@@ -197,11 +197,11 @@ def _tanh(typing, key, first, table, memory):
     """Put tanh in the place of one vector, with the code that the kernel runs."""
     if not isinstance(key, types.StringLiteral):
         return None
-    plan = cpu.Plan.read(key.literal_value)
+    variant = cpu.Variant.read(key.literal_value)
 
     def generate(context, builder, signature, args):
         first, table, memory = cpu._pointers(context, builder, signature, args)
-        lanes = cpu.Lanes(builder, plan)
+        lanes = cpu.Lanes(builder, variant)
         lanes.store(lanes.tanh(lanes.load(memory, first), table), memory, first)
         return context.get_dummy_value()
 
@@ -209,8 +209,8 @@ def _tanh(typing, key, first, table, memory):
 
 
 def tanh_of(dtype):
-    plan = cpu.plan_for(problem_of("tanh", dtype))
-    key = plan.key
+    variant = cpu.variant_for(problem_of("tanh", dtype))
+    key = variant.key
 
     @numba.njit
     def apply(count, table, memory):
@@ -218,9 +218,9 @@ def tanh_of(dtype):
             _tanh(key, index, table, memory)
 
     def tanh(values):
-        padded = np.zeros(-(-len(values) // plan.lanes) * plan.lanes, dtype)
+        padded = np.zeros(-(-len(values) // variant.lanes) * variant.lanes, dtype)
         padded[: len(values)] = values
-        apply(len(padded) // plan.lanes, tanh_table(dtype), padded)
+        apply(len(padded) // variant.lanes, tanh_table(dtype), padded)
         return padded[: len(values)]
 
     return tanh
@@ -422,10 +422,10 @@ def test_neighbours_change_no_bit(dtype, batch):
 def test_width_of_the_registers_changes_no_bit(dtype, monkeypatch):
     """Processors with other vector registers, and other tiles, find the same bits."""
     problem = problem_of("tanh", dtype, width=5, samples=11, steps=20)
-    plan = cpu.plan_for(problem)
+    variant = cpu.variant_for(problem)
     known = cpu.train(problem, points_of(21))
     for lanes, tile in [(2, 4), (4, 3), (8, 8)]:
-        monkeypatch.setattr(cpu, "plan_for", lambda _: plan._replace(lanes=lanes, tile=tile))  # noqa: B023
+        monkeypatch.setattr(cpu, "variant_for", lambda _: variant._replace(lanes=lanes, tile=tile))  # noqa: B023
         assert_same(cpu.train(problem, points_of(21)), known)
 
 

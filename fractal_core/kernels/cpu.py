@@ -26,20 +26,20 @@ from numpy.typing import DTypeLike
 
 from fractal_core import machine
 from fractal_core.kernels.contract import Curves, Problem, tanh_table
-from fractal_core.kernels.lanes import I64, SAMPLES, Block, Lanes, Plan
+from fractal_core.kernels.lanes import I64, SAMPLES, Pass, Lanes, Variant
 from fractal_core.outcome import V_MOST
 
 log = logging.getLogger(__name__)
 
 
-def plan_for(problem: Problem) -> Plan:
-    """The plan for this processor: whole registers, and tiles that leave none of them spilled."""
+def variant_for(problem: Problem) -> Variant:
+    """The variant for this processor: whole registers, and tiles that leave none of them spilled."""
     target: Any = cpu_target.target_context
     features = target.codegen().magic_tuple()[-1].split(",")
     bits = 512 if "+avx512f" in features else 256 if "+avx2" in features else 128
     lanes = bits // np.dtype(problem.dtype).itemsize // 8
     tile = 2 if bits == 256 else 4
-    return Plan(problem.activation, problem.dtype, len(problem.w2), lanes, tile)
+    return Variant(problem.activation, problem.dtype, len(problem.w2), lanes, tile)
 
 
 def _pointers(context, builder, signature, args):
@@ -53,29 +53,29 @@ def _pointers(context, builder, signature, args):
 
 @intrinsic(prefer_literal=True)
 def _rows(typing, key, begin, end, index, inputs, targets, factors, table, memory):
-    """Pass the samples index[begin:end] forward, and backward if the plan says so."""
+    """Pass the samples index[begin:end] forward, and backward if the variant says so."""
     if not isinstance(key, types.StringLiteral):
         return None
-    plan = Plan.read(key.literal_value)
+    variant = Variant.read(key.literal_value)
 
     def generate(context, builder, signature, args):
         begin, end, index, inputs, targets, factors, table, memory = _pointers(
             context, builder, signature, args
         )
-        block = Block(builder, plan, memory, table)
+        block = Pass(builder, variant, memory, table)
 
         def emit(first, samples):
             places = [builder.gep(index, [builder.add(first, I64(s))]) for s in range(samples)]
             numbers = [builder.load(place) for place in places]
-            rows = [builder.gep(inputs, [builder.mul(n, I64(plan.width))]) for n in numbers]
+            rows = [builder.gep(inputs, [builder.mul(n, I64(variant.width))]) for n in numbers]
             block.forward(rows)
             block.activate(samples)
             wanted = [block.broadcast(builder.gep(targets, [n])) for n in numbers]
             inv_width, scale = block.broadcast(factors, 0), block.broadcast(factors, 1)
             residuals = [block.residual(s, y, inv_width) for s, y in enumerate(wanted)]
-            if plan.loss:
+            if variant.loss:
                 block.count(residuals)
-            if plan.gradient:
+            if variant.gradient:
                 block.backward(rows, [block.mul(r, scale) for r in residuals])
 
         rest = builder.srem(builder.sub(end, begin), I64(SAMPLES))
@@ -94,17 +94,17 @@ def _update(typing, key, memory):
     """Step down the gradient, and clear it."""
     if not isinstance(key, types.StringLiteral):
         return None
-    plan = Plan.read(key.literal_value)
+    variant = Variant.read(key.literal_value)
 
     def generate(context, builder, signature, args):
         (memory,) = _pointers(context, builder, signature, args)
-        lanes, inner = Lanes(builder, plan), plan.width * plan.width
-        for first, last, rate in ((0, inner, 1), (inner, plan.weights, 2)):
-            minus = lanes.neg(lanes.load(memory, 2 * plan.weights + rate))
+        lanes, inner = Lanes(builder, variant), variant.width * variant.width
+        for first, last, rate in ((0, inner, 1), (inner, variant.weights, 2)):
+            minus = lanes.neg(lanes.load(memory, 2 * variant.weights + rate))
             with lanes.loop(first, last, 1) as weight:
-                g = lanes.load(memory, weight, plan.weights)
+                g = lanes.load(memory, weight, variant.weights)
                 lanes.store(lanes.fma(minus, g, lanes.load(memory, weight)), memory, weight)
-                lanes.store(lanes.number(0.0), memory, weight, plan.weights)
+                lanes.store(lanes.number(0.0), memory, weight, variant.weights)
         return context.get_dummy_value()
 
     return types.void(key, memory), generate
@@ -164,12 +164,12 @@ def _account(step, schedule, loss, scores, ends, losses, slot):
 
 
 @cache
-def _kernel(plan: Plan, minibatch: bool) -> tuple[Any, tuple]:
-    """The training loop for one plan, not compiled yet, and the types of its arguments."""
-    lanes, inner, at = plan.lanes, plan.width**2, 2 * plan.weights * plan.lanes
-    update = plan.key
-    every = plan._replace(gradient=int(not minibatch)).key
-    some = plan._replace(loss=0).key
+def _kernel(variant: Variant, minibatch: bool) -> tuple[Any, tuple]:
+    """The training loop for one variant, not compiled yet, and the types of its arguments."""
+    lanes, inner, at = variant.lanes, variant.width**2, 2 * variant.weights * variant.lanes
+    update = variant.key
+    every = variant._replace(gradient=int(not minibatch)).key
+    some = variant._replace(loss=0).key
 
     def kernel(
         begin, end, schedule, record, drifting, hyper, w1, w2, inputs, targets, factors, table,
@@ -200,7 +200,11 @@ def _kernel(plan: Plan, minibatch: bool) -> tuple[Any, tuple]:
                     _rows(some, to - batch, to, batches, inputs, targets, factors, table, memory)
                 _update(update, memory)
 
-    real, whole, curves = numba.from_dtype(np.dtype(plan.dtype)), types.int64, types.float64[:, ::1]
+    real, whole, curves = (
+        numba.from_dtype(np.dtype(variant.dtype)),
+        types.int64,
+        types.float64[:, ::1],
+    )
     schedule = types.Tuple((whole, whole, types.float64))
     kinds = (
         *(whole, whole, schedule, whole[::1], types.boolean, real[:, ::1], *6 * (real[::1],)),
@@ -231,14 +235,14 @@ def _shared(problem: Problem, record: np.ndarray, hyper: np.ndarray) -> tuple:
 
 def is_compiled(problem: Problem) -> bool:
     """Whether `train` would start at once, with its code in memory or on disk."""
-    kernel, kinds = _kernel(plan_for(problem), problem.batch_index is not None)
+    kernel, kinds = _kernel(variant_for(problem), problem.batch_index is not None)
     on_disk = kernel._cache.load_overload
     return kinds in kernel.overloads or on_disk(kinds, kernel.targetctx) is not None
 
 
 def _ready(problem: Problem):
     """The compiled kernel; says so in the log if it had to be compiled first."""
-    kernel, kinds = _kernel(plan_for(problem), problem.batch_index is not None)
+    kernel, kinds = _kernel(variant_for(problem), problem.batch_index is not None)
     if not is_compiled(problem):
         log.info("compiling the kernel for %s (once)", problem.activation)
         began = time.perf_counter()
@@ -269,8 +273,8 @@ def train(
     steps = np.asarray(record, np.int64)
     if np.any(np.diff(steps, prepend=-1, append=problem.steps) < 1):
         raise ValueError(f"recorded steps must rise, within 0 to {problem.steps - 1}")
-    kernel, plan = _ready(problem), plan_for(problem)
-    lanes, dtype = plan.lanes, np.dtype(problem.dtype)
+    kernel, variant = _ready(problem), variant_for(problem)
+    lanes, dtype = variant.lanes, np.dtype(problem.dtype)
     points, threads = len(hyper), threads or machine.cpu_threads()
     padded = -(-points // lanes) * lanes
     shared = _shared(problem, steps, hyper)
@@ -281,8 +285,8 @@ def train(
 
     def run(first):
         # Vectors that straddle two 64-byte lines of the cache would take twice as long.
-        space = np.empty(plan.memory + 64, dtype)
-        memory = space[-space.ctypes.data % 64 // dtype.itemsize :][: plan.memory]
+        space = np.empty(variant.memory + 64, dtype)
+        memory = space[-space.ctypes.data % 64 // dtype.itemsize :][: variant.memory]
         kernel(first, min(first + share, padded), *shared, memory, scores, ends, losses)
 
     with ThreadPoolExecutor(threads) as pool:

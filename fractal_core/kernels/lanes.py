@@ -24,7 +24,7 @@ SAMPLES = 4
 I64 = ir.IntType(64)
 
 
-class Plan(NamedTuple):
+class Variant(NamedTuple):
     """Which code to emit. Numba sees it as a string, the only constant that reaches an intrinsic.
 
     The working memory holds vectors: W1 and W2, their gradients, the loss with three numbers per
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The plan as a string, with what else the code depends on.
+        """The variant as a string, with what else the code depends on.
 
         Numba drops what it kept on disk when the file of the compiled function changes, which
         this file and `contract` are not.
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
         return " ".join(map(str, (*self, EMITTED, CONTRACT, *TANH[self.dtype])))
 
     @classmethod
-    def read(cls, key: str) -> "Plan":
+    def read(cls, key: str) -> "Variant":
         activation, dtype, *numbers = key.split()[: len(cls._fields)]
         return cls(activation, dtype, *map(int, numbers))
 
@@ -69,18 +69,18 @@ class Plan(NamedTuple):
 class Lanes:
     """Arithmetic on one number per lane, emitted as LLVM vector instructions."""
 
-    def __init__(self, builder, plan):
-        self.builder, self.plan = builder, plan
-        self.scalar = ir.DoubleType() if plan.dtype == "float64" else ir.FloatType()
-        self.bits = ir.IntType(64 if plan.dtype == "float64" else 32)
-        self.vector = ir.VectorType(self.scalar, plan.lanes)
-        self.suffix = f"v{plan.lanes}f{self.bits.width}"
+    def __init__(self, builder, variant):
+        self.builder, self.variant = builder, variant
+        self.scalar = ir.DoubleType() if variant.dtype == "float64" else ir.FloatType()
+        self.bits = ir.IntType(64 if variant.dtype == "float64" else 32)
+        self.vector = ir.VectorType(self.scalar, variant.lanes)
+        self.suffix = f"v{variant.lanes}f{self.bits.width}"
         self.add, self.sub, self.mul = builder.fadd, builder.fsub, builder.fmul
         self.neg = builder.fneg
 
     def repeat(self, kind, value):
         return ir.Constant(
-            ir.VectorType(kind, self.plan.lanes), [ir.Constant(kind, value)] * self.plan.lanes
+            ir.VectorType(kind, self.variant.lanes), [ir.Constant(kind, value)] * self.variant.lanes
         )
 
     def number(self, value):
@@ -131,10 +131,10 @@ class Lanes:
         """`table[index]`, with an index per lane."""
         places = self.builder.gep(table, [index], source_etype=self.scalar)
         # llvmlite types this address as scalar, though a vector of indices makes a vector of it.
-        places.type = ir.VectorType(ir.PointerType(), self.plan.lanes)
+        places.type = ir.VectorType(ir.PointerType(), self.variant.lanes)
         every, align = self.repeat(ir.IntType(1), 1), ir.IntType(32)(self.bits.width // 8)
         kind = ir.FunctionType(self.vector, [places.type, align.type, every.type, self.vector])
-        name = f"llvm.masked.gather.{self.suffix}.v{self.plan.lanes}p0"
+        name = f"llvm.masked.gather.{self.suffix}.v{self.variant.lanes}p0"
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(function, [places, align, every, self.number(0.0)])
 
@@ -147,14 +147,14 @@ class Lanes:
 
     def tanh(self, x, table):
         """tanh, by the recipe and with the names of `contract`."""
-        recipe = TANH[self.plan.dtype]
-        magic = 1.5 * 2.0 ** (52 if self.plan.dtype == "float64" else 23) / recipe.cells
+        recipe = TANH[self.variant.dtype]
+        magic = 1.5 * 2.0 ** (52 if self.variant.dtype == "float64" else 23) / recipe.cells
         magic, limit, one = map(self.number, (magic, recipe.limit, 1.0))
         y = self.call("fabs", x)
         y = self.choose(">", y, limit, limit, y)
         z = self.add(y, magic)
         h = self.sub(y, self.sub(z, magic))
-        bits = self.builder.bitcast(z, ir.VectorType(self.bits, self.plan.lanes))
+        bits = self.builder.bitcast(z, ir.VectorType(self.bits, self.variant.lanes))
         t = self.gather(table, self.builder.and_(bits, self.repeat(self.bits, recipe.entries - 1)))
         q = self.mul(h, h)
         tanh_h = self.fma(self.polynomial(q, recipe.odd), self.mul(h, q), h)
@@ -166,16 +166,16 @@ class Lanes:
         return self.call("copysign", self.fma(self.mul(slope, tanh_h), f, t), x)
 
 
-class Block(Lanes):
+class Pass(Lanes):
     """Forward and backward pass of a few samples, for all lanes."""
 
-    def __init__(self, builder, plan, memory, table):
-        super().__init__(builder, plan)
+    def __init__(self, builder, variant, memory, table):
+        super().__init__(builder, variant)
         self.memory, self.table = memory, table
 
     def tiles(self, emit):
         """Emit `emit(first, count)` for tiles of hidden units, of which one may be smaller."""
-        width, tile = self.plan.width, self.plan.tile
+        width, tile = self.variant.width, self.variant.tile
         whole = width // tile * tile
         if whole:
             with self.loop(0, whole, tile) as first:
@@ -185,7 +185,7 @@ class Block(Lanes):
 
     def forward(self, rows):
         """Store the hidden units, before their activation."""
-        width, memory = self.plan.width, self.memory
+        width, memory = self.variant.width, self.memory
 
         def emit(first, count):
             u = [[None] * count for _ in rows]
@@ -197,30 +197,32 @@ class Block(Lanes):
                         u[s][j] = self.fma(x, w, u[s][j]) if k else self.mul(x, w)
             for s in range(len(rows)):
                 for j in range(count):
-                    self.store(u[s][j], memory, first, self.plan.hidden + s * width + j)
+                    self.store(u[s][j], memory, first, self.variant.hidden + s * width + j)
 
         self.tiles(emit)
 
     def activate(self, samples):
         """Put every hidden unit through the activation, in place."""
-        if self.plan.activation == "identity":
+        if self.variant.activation == "identity":
             return
-        width, zero = self.plan.width, self.number(0.0)
+        width, zero = self.variant.width, self.number(0.0)
         # Enough at a time that loading the constants of tanh does not count.
         several = 1 if samples == 1 else samples * (2 - width % 2)
-        with self.loop(self.plan.hidden, self.plan.hidden + samples * width, several) as first:
+        with self.loop(
+            self.variant.hidden, self.variant.hidden + samples * width, several
+        ) as first:
             for more in range(several):
                 u = self.load(self.memory, first, more)
-                tanh = self.plan.activation == "tanh"
+                tanh = self.variant.activation == "tanh"
                 a = self.tanh(u, self.table) if tanh else self.choose("<", u, zero, zero, u)
                 self.store(a, self.memory, first, more)
 
     def residual(self, s, target, inv_width):
         """Output less target of sample s, from the hidden units in memory."""
-        width, memory = self.plan.width, self.memory
+        width, memory = self.variant.width, self.memory
         p = [
             self.mul(
-                self.load(memory, self.plan.hidden + s * width + j),
+                self.load(memory, self.variant.hidden + s * width + j),
                 self.load(memory, width * width + j),
             )
             for j in range(width)
@@ -234,36 +236,36 @@ class Block(Lanes):
 
     def count(self, residuals):
         """Add to the loss."""
-        total = self.load(self.memory, 2 * self.plan.weights)
+        total = self.load(self.memory, 2 * self.variant.weights)
         for r in residuals:
             total = self.fma(r, r, total)
-        self.store(total, self.memory, 2 * self.plan.weights)
+        self.store(total, self.memory, 2 * self.variant.weights)
 
     def backward(self, rows, errors):
         """Add to the gradients."""
-        width, memory = self.plan.width, self.memory
+        width, memory = self.variant.width, self.memory
         one, zero = self.number(1.0), self.number(0.0)
 
         def slope(a, d):
-            if self.plan.activation == "tanh":
+            if self.variant.activation == "tanh":
                 return self.mul(d, self.fma(self.neg(a), a, one))
-            return self.choose(">", a, zero, d, zero) if self.plan.activation == "relu" else d
+            return self.choose(">", a, zero, d, zero) if self.variant.activation == "relu" else d
 
         def emit(first, count):
             d = [[None] * count for _ in rows]
             for j in range(count):
                 w2 = self.load(memory, first, width * width + j)
-                place = first, self.plan.weights + width * width + j
+                place = first, self.variant.weights + width * width + j
                 g2 = self.load(memory, *place)
                 for s, e in enumerate(errors):
-                    a = self.load(memory, first, self.plan.hidden + s * width + j)
+                    a = self.load(memory, first, self.variant.hidden + s * width + j)
                     g2 = self.fma(e, a, g2)
                     d[s][j] = slope(a, self.mul(e, w2))
                 self.store(g2, memory, *place)
             for k in range(width):
                 x = [self.broadcast(row, k) for row in rows]
                 for j in range(count):
-                    place = first, self.plan.weights + k * width + j
+                    place = first, self.variant.weights + k * width + j
                     g1 = self.load(memory, *place)
                     for s in range(len(rows)):
                         g1 = self.fma(x[s], d[s][j], g1)
