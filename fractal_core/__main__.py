@@ -1,11 +1,10 @@
 """`fractal`: finds the command, hands it the arguments, turns a refusal into one sentence."""
 
-import difflib
-import errno
 import importlib
 import sys
 
-from fractal_core.errors import Refused
+from fractal_core.errors import Refused, require_known
+from fractal_core.store import DISK_TROUBLE
 
 COMMANDS = {
     "demo": ("make", "draw a published trainability fractal: the main job"),
@@ -22,8 +21,6 @@ COMMANDS = {
     "doctor": ("health", "say what this machine is and whether a run folder will work on it"),
 }
 
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
-
 
 def usage() -> str:
     """The list of commands."""
@@ -39,10 +36,7 @@ def dispatch(arguments: list[str]) -> None:
         print(usage())
         return
     name, *rest = arguments
-    if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else "; see `fractal --help`"
-        raise Refused(f"unknown command {name!r}{hint}")
+    require_known("command", name, COMMANDS)
     module = importlib.import_module(f"fractal_core.commands.{COMMANDS[name][0]}")
     tyro.cli(
         getattr(module, name),
@@ -68,7 +62,7 @@ def execute(arguments: list[str]) -> int:
             raise
         print(
             f"fractal: {error.filename or 'the disk'}: {error.strerror}; nothing that was finished "
-            "is lost, so make room or allow writing and give the same command again",
+            "is lost, so make room, allow writing or choose another name and try again",
             file=sys.stderr,
         )
         return 2

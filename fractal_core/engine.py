@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,11 @@ def run_here(store: Store) -> Iterator[Exit]:
         for unit in units:
             started = time.perf_counter()
             points = store.points(unit)
-            outcomes = store.sweep.experiment.run(points, seed=store.sweep.seed)
+            try:
+                outcomes = store.sweep.experiment.run(points, seed=store.sweep.seed)
+            except Exception as error:
+                store.fail(unit, repr(error), text=traceback.format_exc())
+                raise
             seconds = time.perf_counter() - started
             committed = store.commit(unit, outcomes, {"seconds": seconds, **provenance})
             store.event("committed", unit=unit.key, points=len(points), seconds=seconds)
@@ -67,22 +72,22 @@ def start_detached(path: Path, patience: float = 60.0) -> int:
     Raises:
         Refused: It ended at once without having worked; the sentence carries its last line.
     """
-    if holder := lock_holder(path):
+    if (holder := lock_holder(path)) is not None:
         return holder
+    log = path / "state" / "log.txt"
+    said = log.stat().st_size if log.exists() else 0
     pid = warm.start(path)
     deadline = time.monotonic() + patience
-    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
         if holder := lock_holder(path):
             return holder
         if _ended(pid):
             break
         time.sleep(0.02)
-    if holder := lock_holder(path):
-        return holder
-    last = (path / "state" / "log.txt").read_text(errors="replace").strip().splitlines()
-    if last and last[-1].startswith("fractal: "):
-        raise Refused(last[-1].removeprefix("fractal: "))
-    return pid
+    last = log.read_bytes()[said:].decode(errors="replace").strip().splitlines()[-1:]
+    if (holder := lock_holder(path)) is None and _ended(pid) and "complete" not in "".join(last):
+        raise Refused("".join(last).removeprefix("fractal: ") or "the process ended at once")
+    return holder or pid
 
 
 def _ended(pid: int) -> bool:
@@ -97,10 +102,15 @@ def stop(path: Path, patience: float = 10.0) -> bool:
 
     What it had in hand is lost, what it had finished is not. It is asked first and killed after
     `patience` seconds.
+
+    Raises:
+        Refused: That process is on another machine.
     """
     holder = lock_holder(path)
-    if not holder:
+    if holder is None:
         return False
+    if not holder:
+        raise Refused(f"{path} is being run elsewhere; stop it on the machine that runs it")
     for how in (signal.SIGTERM, signal.SIGKILL):
         # Only the process that holds this folder's lock is ever signalled, and never its group:
         # it may be a child of a terminal that has other things to do.
@@ -124,7 +134,7 @@ class Progress:
         points: Points in all, and `done` of them.
         units: Units in all, `units_missing` of them not committed.
         failed: Units whose last attempt failed.
-        process: The process that works on it, or None.
+        process: The process that works on it, or None; 0 for one on another machine.
     """
 
     run: str

@@ -1,12 +1,11 @@
 """Experiments and presets by name, and the way back from a run folder to its sweep."""
 
-import difflib
-from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from fractal_core.errors import Refused
+from fractal_core.errors import Refused, require_known
 from fractal_core.plane import Axis, Region
 from fractal_core.store import Store, read_grid, read_recipe
 from fractal_core.sweep import Sweep, canonical, from_json
@@ -93,8 +92,7 @@ def preset(name: str) -> Preset:
     Raises:
         Refused: There is none; the sentence gives the nearest name.
     """
-    if name not in PRESETS:
-        raise Refused(f"unknown preset {name!r}{_nearest(name, PRESETS)}")
+    require_known("preset", name, PRESETS)
     return PRESETS[name]
 
 
@@ -104,12 +102,12 @@ def configure(experiment: Any, settings: dict[str, Any]) -> Any:
     Raises:
         Refused: A setting is unknown or its value is not of its type.
     """
-    known = {f.name for f in fields(experiment) if f.default is not MISSING}
+    known = sorted({f.name for f in fields(experiment)} - {"axes"})
     hints = get_type_hints(type(experiment))
     changes = {}
     for name, value in settings.items():
-        if name not in known:
-            raise Refused(f"unknown setting {name!r}{_nearest(name, known)}")
+        if name != "axes" or isinstance(value, str):
+            require_known("setting", name, known)
         changes[name] = _parse(name, hints[name], value) if isinstance(value, str) else value
     return replace(experiment, **changes)
 
@@ -123,15 +121,9 @@ def _parse(name: str, kind: Any, text: str) -> Any:
             try:
                 return option(text)
             except ValueError:
-                raise Refused(f"{name}={text}: that setting takes a number") from None
+                kind_of = "whole number" if option is int else "number"
+                raise Refused(f"{name}={text}: that setting takes a {kind_of}") from None
     return text
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f", choose among {', '.join(known)}{hint}"
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:

@@ -5,9 +5,8 @@ so every cell is exactly one pixel of the embedded picture and a tick stands whe
 in the drawn coordinate. The layout is in millimetres. Nothing here needs or starts a GUI.
 """
 
-import contextlib
+import io
 import math
-import uuid
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -26,7 +25,7 @@ from matplotlib.transforms import Affine2D
 
 from fractal_core.errors import Refused
 from fractal_core.plane import Grid, Region
-from fractal_core.store import Image
+from fractal_core.store import Files, Image
 from fractal_core.ticks import ticks
 
 VIEWS = ("measure", "outcome", "final_loss", "steps")
@@ -216,17 +215,13 @@ def save(figure: Figure, path: Path) -> None:
     kind = path.suffix.lower()
     if kind not in FORMATS:
         raise Refused(f"{path} ends in none of {', '.join(FORMATS)}; choose one of these suffixes")
-    draft = path.parent / f".draft-{uuid.uuid4().hex}"
+    buffer = io.BytesIO()
+    with style.context(["default", STYLE]):
+        figure.savefig(buffer, format=kind[1:], metadata=FORMATS[kind])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with style.context(["default", STYLE]):
-            figure.savefig(draft, format=kind[1:], metadata=FORMATS[kind])
-        draft.replace(path)
+        Files(path.parent).put_latest(path.name, buffer.getvalue())
     except OSError as error:
         raise Refused(f"cannot write {path}: {error.strerror}; choose another folder") from None
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
 
 
 class _Page:

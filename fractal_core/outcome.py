@@ -134,7 +134,7 @@ class Tally:
     def add(self, loss: Float64[np.ndarray, " points"]) -> Bool[np.ndarray, " points"]:
         """Take in the losses of one step; True where the run goes on."""
         if self.t == 0:
-            self.first = loss.copy()
+            self.first = np.where(np.isfinite(loss), loss, np.inf)
         running = (self.steps == self.t) & np.isfinite(loss)
         loss = np.where(running, loss, np.inf)
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -48,15 +48,23 @@ class Axis:
     def __post_init__(self):
         if self.scale not in ("log10", "linear"):
             raise Refused(f"axis {self.name}: scale {self.scale!r} is not log10 or linear")
-        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
+        alone = self.integer and self.low == self.high
+        if not (np.isfinite(self.low) and np.isfinite(self.high)) or not (
+            self.low < self.high or alone
+        ):
             raise Refused(
                 f"axis {self.name}: the lower end {self.low!r} must be below the upper end "
                 f"{self.high!r}, both finite"
             )
-        if self.scale == "log10" and self._ends[0] <= 0:
+        if self.scale == "log10" and self.ends[0] <= 0:
             raise Refused(
                 f"axis {self.name}: a log10 axis needs a positive lower end, not {self.low!r}; "
                 "raise it or choose a linear axis"
+            )
+        if not (0 < self.span < np.inf):
+            raise Refused(
+                f"axis {self.name}: from {self.low!r} to {self.high!r} is more than a float can "
+                "measure; bring the ends closer together"
             )
         if not 1 <= self.points <= MAX_POINTS:
             raise Refused(
@@ -72,18 +80,21 @@ class Axis:
             )
 
     @property
-    def _ends(self) -> tuple[float, float]:
+    def ends(self) -> tuple[float, float]:
+        """Where the cells begin and end: `low` and `high`, or half a unit beyond on an integer axis."""
         half = 0.5 if self.integer else 0.0
         return self.low - half, self.high + half
 
     @property
     def span(self) -> float:
         """Length of the axis in its drawn coordinate: decades, or units of the setting."""
-        low, high = self._ends
-        if self.scale == "linear":
-            return high - low
-        # log1p of the exact difference keeps every digit when the ends nearly coincide.
-        return float(np.log1p((high - low) / low) / np.log(10))
+        low, high = self.ends
+        with np.errstate(over="ignore"):
+            length = float(np.float64(high) - np.float64(low))
+            if self.scale == "linear":
+                return length
+            # log1p of the exact difference keeps every digit when the ends nearly coincide.
+            return float(np.log1p(np.float64(length) / low) / np.log(10))
 
     def at(self, fraction: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
         """Values at fractions 0 (low end) to 1 (high end) of the drawn length.
@@ -91,7 +102,7 @@ class Axis:
         On a `log10` axis a value is the axis' own centre times ten to an offset, so that even a
         very deep zoom resolves neighbouring floats.
         """
-        low, high = self._ends
+        low, high = self.ends
         if self.scale == "linear":
             return low + (high - low) * fraction
         length = np.log1p((high - low) / low)
@@ -102,7 +113,7 @@ class Axis:
 
     def fraction(self, value: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
         """The inverse of `at`: where values lie, 0 at the low end and 1 at the high end."""
-        low, high = self._ends
+        low, high = self.ends
         if self.scale == "linear":
             return (value - low) / (high - low)
         return np.log1p((value - low) / low) / np.log1p((high - low) / low)
@@ -119,7 +130,7 @@ class Axis:
 
     def edges(self, values: Float64[np.ndarray, " cells"]) -> Float64[np.ndarray, " cells+1"]:
         """The cell edges that belong to `values`, one more than there are cells."""
-        low, high = self._ends
+        low, high = self.ends
         if self.integer:
             inner = (values[:-1] + values[1:]) / 2
         else:
@@ -134,12 +145,13 @@ class Axis:
         """
         if self.integer:
             low, high = float(np.ceil(low)), float(np.floor(high))
-        if low < high and not (self.low <= low and high <= self.high):
+        if low <= high and not (self.low <= low and high <= self.high):
             raise Refused(
                 f"axis {self.name}: {low!r} to {high!r} is not inside {self.low!r} to {self.high!r}"
             )
-        if points is None:
-            points = int(min(self.points, high - low + 1)) if self.integer else self.points
+        points = points or self.points
+        if self.integer:
+            points = int(min(points, max(high - low + 1, 1)))
         return replace(self, low=low, high=high, points=points)
 
 
@@ -256,15 +268,25 @@ class Grid:
         box = (x[cols[0]], x[cols[1]], y[rows[0]], y[rows[1]])
         return self.region.drag([float(edge) for edge in box], *(shape or (None, None)))
 
-    def ulps(self, dtype: str = "float64") -> float:
+    def ulps(self, dtype: str = "float64", magnitudes: tuple[float, float] = (0.0, 0.0)) -> float:
         """Distance of the closest neighbouring values, in units in the last place of `dtype`.
 
         Below about 4 the picture shows rounding: neighbours train with the same numbers. An axis
-        with a single value has no neighbours and counts as infinitely far apart.
+        with a single value has no neighbours and counts as infinitely far apart; values beyond
+        the range of `dtype` are no distance apart.
+
+        Args:
+            dtype: The precision in which the values are used.
+            magnitudes: For x and y, the size of what the values are added to; 0 where they are
+                used as they are. The sum has the coarser last place of the larger.
         """
         closest = np.inf
-        for values in (self.x, self.y):
+        for values, magnitude in zip((self.x, self.y), magnitudes, strict=True):
             if len(values) > 1:
-                unit = np.spacing(np.abs(values[1:]).astype(dtype)).astype(np.float64)
+                with np.errstate(over="ignore"):
+                    size = np.maximum(np.abs(values), magnitude).astype(dtype)
+                if not np.all(np.isfinite(size)):
+                    return 0.0
+                unit = np.spacing(size[1:]).astype(np.float64)
                 closest = min(closest, float((np.diff(values) / unit).min()))
         return closest

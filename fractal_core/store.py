@@ -6,6 +6,7 @@ the files.
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from jaxtyping import Float64
 
 from fractal_core import machine
@@ -32,6 +34,14 @@ from fractal_core.sweep import Sweep, Unit, canonical, from_json, plan, to_json
 log = logging.getLogger(__name__)
 
 ARRAYS = tuple(f.name for f in fields(Outcomes) if f.name != "extras")
+DISK_TROUBLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
+)
+"""What may be wrong with a place to write to; not the fault of the program."""
+
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
@@ -52,6 +62,13 @@ class Files:
                 os.link(draft, target)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                raise Refused(
+                    f"{target.parent} is on a file system without hard links, which a run folder "
+                    "needs so that the first commit wins; choose another place"
+                ) from None
         self._flush_folder(target.parent)
         return True
 
@@ -77,10 +94,11 @@ class Files:
         """Forget a key; it need not exist."""
         (self.root / key).unlink(missing_ok=True)
 
-    def sweep_drafts(self) -> None:
-        """Remove what writers that were killed left behind; only for the sole writer."""
-        for draft in self.root.glob("**/.draft-*"):
-            draft.unlink(missing_ok=True)
+    def sweep_drafts(self, *folders: str) -> None:
+        """Remove what writers that were killed left in folders that only the caller writes to."""
+        for folder in folders:
+            for draft in (self.root / folder).glob(".draft-*"):
+                draft.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _written(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
@@ -153,10 +171,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     try:
         recipe = json.loads((path / "sweep.json").read_bytes())
-    except FileNotFoundError:
-        raise Refused(f"{path} is not a run folder; make one with `fractal new {path}`") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise Refused(f"{path} is not a run folder; make one with `fractal new NAME`") from None
     except ValueError:
-        raise Refused(f"{path}/sweep.json is not readable JSON; restore it from a copy") from None
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise Refused(f"{path}/sweep.json is not a readable recipe; restore it from a copy")
     return recipe
 
 
@@ -200,11 +220,13 @@ class Store:
             described = json.loads(self.files.get("plan.json"))
             units = [from_json(Unit, item) for item in described["units"]]
         except FileNotFoundError:
+            if self.files.list("units"):
+                raise Refused(f"{path}/plan.json is gone; restore it from a copy") from None
             units = plan(sweep.grid.shape)
         except (ValueError, KeyError, TypeError):
-            raise Refused(f"{path}/plan.json is damaged; delete it and run again") from None
+            raise Refused(f"{path}/plan.json is damaged; restore it from a copy") from None
         self.units = {unit.key: unit for unit in units}
-        self._seen: dict[str, int] = {}
+        self._seen: set[str] = set()
         self._arrays: dict[str, np.ma.MaskedArray] = {}
 
     @classmethod
@@ -218,6 +240,8 @@ class Store:
             raise Refused(f"{path} is a file; choose another name for the run")
         if not path.exists() or not any(path.iterdir()):
             cls._make(path, sweep, block)
+        elif not (path / "sweep.json").exists():
+            raise Refused(f"{path} holds other files and is not a run folder; choose another name")
         existing = read_recipe(path).get("id")
         if existing != sweep.id:
             raise Refused(
@@ -238,10 +262,10 @@ class Store:
             files.put_once("plan.json", canonical({"units": to_json(units)}).encode())
             files.put_once("env.json", canonical(machine.describe()).encode())
             files.put_once("sweep.json", canonical({"id": sweep.id, **sweep.recipe}).encode())
-            with contextlib.suppress(FileExistsError, NotADirectoryError):
-                draft.rename(path)
+            draft.rename(path)
         except OSError as error:
-            if not path.is_dir():
+            # Another process may have made the very folder meanwhile; its recipe is compared next.
+            if not (path / "sweep.json").exists():
                 raise Refused(
                     f"cannot make {path}: {error.strerror}; choose a folder that can be written"
                 ) from None
@@ -286,21 +310,23 @@ class Store:
         self.files.put_latest(f"failures/{unit.key}.json", json.dumps(note, indent=1).encode())
 
     def read(self, unit: Unit) -> dict[str, np.ndarray]:
-        """The arrays of a committed unit, checked against the plan.
+        """The arrays of a committed unit, checked against recipe and plan.
 
         Raises:
-            Refused: The file is damaged or belongs to other points.
+            Refused: The file is damaged, or belongs to another recipe or other points.
         """
         try:
             arrays = unpack(self.files.get(f"units/{unit.key}.npz"))
             length = {len(arrays[name]) for name in ARRAYS}
-            intact = length == {len(arrays["points"])} and np.array_equal(
-                arrays["points"], self.points(unit)
-            )
+            meta = json.loads(arrays["meta"].tobytes())
+            mine = (meta["sweep"], meta["unit"]) == (self.sweep.id, unit.key)
+            points = np.array_equal(arrays["points"], self.points(unit))
         except UNREADABLE as error:
-            raise Refused(f"unit {unit.key} is damaged ({error}); run `fractal verify`") from None
-        if not intact:
-            raise Refused(f"unit {unit.key} holds other points; run `fractal verify`")
+            raise Refused(f"unit {unit.key} is damaged ({error})") from None
+        if not mine:
+            raise Refused(f"unit {unit.key} comes from another run")
+        if not points or length != {len(arrays["points"])}:
+            raise Refused(f"unit {unit.key} holds other points")
         return arrays
 
     def image(self) -> Image:
@@ -318,11 +344,11 @@ class Store:
             try:
                 arrays = self.read(unit)
             except Refused as error:
-                log.warning("%s", error)
+                log.warning("%s; run `fractal verify %s`", error, self.path)
                 continue
             for name in ARRAYS:
                 self._arrays[name][unit.cells()] = arrays[name]
-            self._seen[unit.key] = len(arrays["points"])
+            self._seen.add(unit.key)
         return Image(self.sweep.grid, **{name: a.copy() for name, a in self._arrays.items()})
 
     def verify(self) -> list[str]:
@@ -359,16 +385,19 @@ class Store:
         path.parent.mkdir(exist_ok=True)
         with path.open("a+") as handle:
             if not _acquire(handle, fcntl.LOCK_EX, patience=1.0):
-                handle.seek(0)
                 raise Refused(
-                    f"{self.path} is already being run by process {handle.read().strip()}; "
+                    f"{self.path} is already being run by process {_holder(handle) or 'elsewhere'}; "
                     f"watch it with `fractal status {self.path}`"
                 )
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
-            self.files.sweep_drafts()
-            yield
+            try:
+                created = psutil.Process().create_time()
+                handle.truncate(0)
+                handle.write(json.dumps({"pid": os.getpid(), "created": created}))
+                handle.flush()
+                self.files.sweep_drafts("units", "failures")
+                yield
+            finally:
+                handle.truncate(0)
 
     def event(self, what: str, **details: Any) -> None:
         """Append a line to `state/events.jsonl`, in one write."""
@@ -379,7 +408,10 @@ class Store:
 
 
 def lock_holder(path: Path) -> int | None:
-    """The process that works on a run folder now, or None."""
+    """The process that works on a run folder now, or None.
+
+    0 stands for one that cannot be named: on another machine, or not far enough to say who it is.
+    """
     try:
         handle = (path / "state" / "lock").open()
     except OSError:
@@ -387,7 +419,18 @@ def lock_holder(path: Path) -> int | None:
     with handle:
         # Shared, so that those who only look do not take each other for the worker.
         free = _acquire(handle, fcntl.LOCK_SH, patience=0.0)
-        return None if free else int(handle.read().strip() or 0) or None
+        return None if free else _holder(handle)
+
+
+def _holder(handle: Any) -> int:
+    """The process that a lock file names, if that very process is alive, else 0."""
+    handle.seek(0)
+    try:
+        noted = json.loads(handle.read())
+        alive = psutil.Process(noted["pid"]).create_time() == noted["created"]
+    except (ValueError, KeyError, TypeError, psutil.Error):
+        return 0
+    return noted["pid"] if alive else 0
 
 
 def _acquire(handle: Any, kind: int, patience: float) -> bool:

@@ -40,6 +40,10 @@ class Experiment(Protocol):
         """The words for an axis in a figure."""
         ...
 
+    def magnitude(self, axis: str, seed: int) -> float:
+        """The size of what an axis' values are added to; 0 where they are used as they are."""
+        ...
+
     def contract(self, seed: int) -> dict[str, str]:
         """What can change an answer without being a setting: data hash, arithmetic, versions."""
         ...
@@ -119,6 +123,8 @@ class Sweep:
             raise Refused(
                 f"the region's axes {names} are not the experiment's {self.experiment.axes}"
             )
+        if self.seed < 0:
+            raise Refused(f"a seed of {self.seed}; choose one of at least 0")
 
     @classmethod
     def over(cls, experiment: Experiment, region: Region, seed: int = 0) -> "Sweep":
@@ -157,16 +163,21 @@ class Sweep:
         """The same recipe on a part of the plane."""
         return replace(self, grid=Grid.over(region))
 
+    @property
+    def ulps(self) -> float:
+        """Distance of neighbouring values in units in the last place of what they become."""
+        x, y = (self.experiment.magnitude(axis, self.seed) for axis in self.experiment.axes)
+        return self.grid.ulps(self.experiment.dtype, (x, y))
+
     def require_resolution(self) -> None:
         """Refuse a grid whose neighbours are closer than the arithmetic can tell apart.
 
         Raises:
             Refused: Neighbouring axis values are fewer than 4 units in the last place apart.
         """
-        ulps = self.grid.ulps(self.experiment.dtype)
-        if ulps < MIN_ULPS:
+        if self.ulps < MIN_ULPS:
             raise Refused(
-                f"neighbouring values are only {ulps:.2g} units in the last place of "
+                f"neighbouring values are only {self.ulps:.2g} units in the last place of "
                 f"{self.experiment.dtype} apart, so the picture would show rounding; "
                 f"zoom out or ask for fewer points (at least {MIN_ULPS} are needed, --force skips "
                 "this check)"

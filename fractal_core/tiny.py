@@ -11,9 +11,9 @@ Source: Sohl-Dickstein 2024, arXiv:2402.06184. Departures: a run ends at its fir
 finite (see `outcome`), and the sums have a stated order (see `kernels.contract`).
 """
 
-import difflib
 import functools
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64
 
-from fractal_core.errors import Refused
+from fractal_core.errors import Refused, require_known
 from fractal_core.kernels.contract import CONTRACT, Problem
 from fractal_core.outcome import WINDOW, Outcomes
 
@@ -36,6 +36,8 @@ AXES = {
 }
 EXITS = {"nonfinite": np.inf, "1e12": 1e12}
 MAX_WIDTH = 32
+MAX_ROWS = 2**20
+MAX_STEPS = 10**7
 
 
 @dataclass(frozen=True)
@@ -84,24 +86,30 @@ class TinyNetworks:
     arrays: Literal["seeded", "full", "linear", "single"] = "seeded"
 
     def __post_init__(self):
-        _require_choice("activation", self.activation, ("tanh", "relu", "identity"))
-        _require_choice("dtype", self.dtype, ("float64", "float32"))
-        _require_choice("exit", self.exit, tuple(EXITS))
-        _require_choice("arrays", self.arrays, ("seeded", "full", "linear", "single"))
+        require_known("activation", self.activation, ("tanh", "relu", "identity"))
+        require_known("dtype", self.dtype, ("float64", "float32"))
+        require_known("exit", self.exit, tuple(EXITS))
+        require_known("arrays", self.arrays, ("seeded", "full", "linear", "single"))
         for axis in self.axes:
-            _require_choice("axis", axis, tuple(AXES))
+            require_known("axis", axis, tuple(AXES))
         self._require_distinct_axes()
+        if not all(map(math.isfinite, (self.lr_input, self.lr_output, self.offset, self.drift))):
+            raise Refused("learning rates, offset and drift must be finite numbers")
         if not 1 <= self.width <= MAX_WIDTH:
             raise Refused(
                 f"a width of {self.width}; the kernels hold 1 to {MAX_WIDTH} hidden units"
             )
-        if self.samples < 1 or (self.batch is not None and self.batch < 1):
-            raise Refused("samples and batch must be at least 1")
+        if not (1 <= self.samples <= MAX_ROWS and 1 <= (self.batch or 1) <= MAX_ROWS):
+            raise Refused(f"samples and batch must be at least 1 and at most {MAX_ROWS}")
+        if self.batch == 0:
+            raise Refused("batch must be at least 1, or none for all samples")
         if not 1 <= self.window < self.steps:
             raise Refused(
                 f"{self.steps} steps are too few to judge by the last {self.window} losses; "
                 f"train for at least {self.window + 1} steps or set a smaller window"
             )
+        if self.steps > MAX_STEPS:
+            raise Refused(f"{self.steps} steps; the most that a run may have are {MAX_STEPS}")
         if self.arrays != "seeded":
             shape = _paper()[f"{self.arrays}_inputs"].shape
             if (self.samples, self.width) != shape:
@@ -126,6 +134,12 @@ class TinyNetworks:
     def label(self, axis: str) -> str:
         """The words for an axis in a figure."""
         return AXES[axis]
+
+    def magnitude(self, axis: str, seed: int) -> float:
+        """The size of what an axis is added to: the largest input weight, for offset and drift."""
+        if axis not in ("offset", "drift"):
+            return 0.0
+        return float(np.abs(self.problem(seed).w1).max())
 
     def contract(self, seed: int) -> dict[str, str]:
         """Hash of the weights and data, the arithmetic, and where the minibatches come from."""
@@ -190,13 +204,6 @@ class TinyNetworks:
             for name in ("lr_input", "lr_output") if axis == "lr" else (axis,):
                 columns[name] = values
         return np.stack(list(columns.values()), axis=1)
-
-
-def _require_choice(what: str, given: str, choices: tuple[str, ...]) -> None:
-    if given not in choices:
-        close = difflib.get_close_matches(given, choices, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise Refused(f"unknown {what} {given!r}, choose among {', '.join(choices)}{hint}")
 
 
 @functools.cache

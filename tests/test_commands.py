@@ -145,6 +145,13 @@ def test_detached_runs_finish_by_themselves(finished):
         ("show done --out map.gif", "svg"),
         ("export done out.csv", "npz"),
         ("shwo done", "did you mean show"),
+        ("status done/sweep.json", "not a run folder"),
+        ("export done done/plan.json/x.npz", "another name"),
+        ("new r --seed -1", "seed"),
+        ("new r --set arrays=seeded samples=1000000000000", "at most"),
+        ("new r --set axes=lr,offset", "unknown setting"),
+        ("new r --axes offset drift --set lr_input=nan", "finite"),
+        ("zoom done r --cells ²:4 0:4", "FIRST:PAST_LAST"),
     ],
 )
 def test_bad_input_is_one_sentence(finished, arguments, says):

@@ -120,3 +120,5 @@ def test_an_error_in_the_experiment_is_no_outcome(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="the machine broke"):
         list(run_here(store))
     assert len(open_run(store.path).missing()) == len(store.units)
+    (note,) = store.files.list("failures")
+    assert "the machine broke" in store.files.get(note).decode()

@@ -458,7 +458,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path.write_bytes(b"old")
 
     def die(_, target, **options):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise RuntimeError("no")
 
     monkeypatch.setattr(Figure, "savefig", die)

@@ -53,7 +53,7 @@ def test_values_increase_between_the_ends(axis):
 def test_value_and_fraction_are_inverse(axis, fraction):
     """fraction -> value -> fraction, to the rounding of the value."""
     value = axis.at(np.array([fraction]))
-    low, high = axis._ends
+    low, high = axis.ends
     resolution = (
         np.spacing(high) / (high - low) * max(1.0, high / low if axis.scale == "log10" else 1)
     )
@@ -111,6 +111,27 @@ def test_pitch_is_counted_in_the_dtype_that_trains():
     assert grid.ulps("float32") < 10
 
 
+def test_values_beyond_a_dtype_are_no_distance_apart():
+    """A float32 cannot hold 1e39, however far from its neighbour it is."""
+    grid = Grid.over(Region(Axis("a", 1e30, 1e40, 16), Axis("b", 1.0, 2.0, 4)))
+    assert grid.ulps("float32") == 0
+    assert grid.ulps("float64") > 1e6
+
+
+def test_what_is_added_is_resolved_against_what_it_is_added_to():
+    """An offset of 1e-20 on weights of size 1 changes nothing, though its floats are distinct."""
+    grid = Grid.over(Region(Axis("offset", 1e-21, 1e-20, 16), Axis("b", 1.0, 2.0, 4)))
+    assert grid.ulps() > 1e6
+    assert grid.ulps(magnitudes=(1.0, 0.0)) < 1
+
+
+def test_a_zoom_on_an_integer_axis_ends_at_single_numbers():
+    """It holds no more points than numbers, down to one."""
+    axis = Axis("n", 1.0, 100.0, 50, "linear", integer=True)
+    assert axis.zoom(10.2, 14.9).values().tolist() == [11, 12, 13, 14]
+    assert axis.zoom(11.5, 12.5, points=64).values().tolist() == [12]
+
+
 def test_an_integer_axis_rounds_and_drops_duplicates():
     """Whole numbers only; a logarithmic one is denser than the numbers at its low end."""
     assert Axis("n", 1.0, 4.0, 4, "linear", integer=True).values().tolist() == [1, 2, 3, 4]
@@ -142,6 +163,8 @@ def test_digest_tells_values_apart_to_the_last_bit():
         (lambda: Axis("n", 1.5, 4.0, 2, integer=True), "whole numbers"),
         (lambda: Region(Axis("a", 1.0, 2.0, 8), Axis("a", 1.0, 2.0, 8)), "different"),
         (lambda: Region(Axis("a", 1.0, 2.0, 2**15), Axis("b", 1.0, 2.0, 2**14)), "smaller"),
+        (lambda: Axis("lr", 1e-200, 1e200, 8), "closer together"),
+        (lambda: Axis("lr", -1.5e308, 1.5e308, 8, "linear"), "closer together"),
         (lambda: Axis("lr", 1.0, 2.0, 8).zoom(0.5, 1.5), "not inside"),
         (lambda: Axis("lr", 1.0, 2.0, 8).zoom(1.5, 1.2), "must be below"),
     ],

@@ -1,5 +1,6 @@
 """A run folder: whatever order, however often, whatever dies, one image."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from fractal_core import Axis, Outcomes, Refused, Region, Store, Sweep, TinyNetworks
 from fractal_core.experiments import open_run
-from fractal_core.store import Files, unpack
+from fractal_core.store import Files, lock_holder, unpack
 
 SWEEP = Sweep.over(
     TinyNetworks(),
@@ -144,7 +145,7 @@ def test_reading_again_reads_only_what_is_new(store, monkeypatch):
     assert len(read) == 1
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "other points"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "other points", "other run"])
 def test_verify_moves_a_damaged_unit_and_only_that(store, damage, caplog):
     """One byte is enough; the unit is missing again and the others stay."""
     fill(store)
@@ -157,6 +158,12 @@ def test_verify_moves_a_damaged_unit_and_only_that(store, damage, caplog):
         del data[-40:]
     elif damage == "empty":
         data.clear()
+    elif damage == "other run":
+        other_run = Store.create(
+            store.path.parent / "other", Sweep.over(TinyNetworks(steps=500), SWEEP.region), block=8
+        )
+        fill(other_run, [victim])
+        data = (other_run.path / "units" / f"{victim.key}.npz").read_bytes()
     else:
         data = (store.path / "units" / f"{other.key}.npz").read_bytes()
     file.write_bytes(data)
@@ -196,7 +203,7 @@ def test_another_recipe_is_refused_and_the_same_is_opened(store):
 def test_a_folder_of_something_else_is_refused(tmp_path):
     """Nothing is written beside somebody's files."""
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(Refused, match="not a run folder"):
+    with pytest.raises(Refused, match="other files"):
         Store.create(tmp_path, SWEEP)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -232,6 +239,47 @@ def test_results_of_other_arithmetic_are_refused(store, monkeypatch):
         open_run(store.path)
 
 
+def test_a_plan_that_is_gone_is_not_guessed(store):
+    """The units that are there belong to it, and another plan would put them aside."""
+    fill(store, store.missing()[:2])
+    (store.path / "plan.json").unlink()
+    with pytest.raises(Refused, match="restore"):
+        open_run(store.path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null"])
+def test_an_unreadable_recipe_is_refused(store, text):
+    """Broken JSON, or JSON that is no recipe."""
+    (store.path / "sweep.json").write_text(text)
+    with pytest.raises(Refused, match="restore"):
+        open_run(store.path)
+
+
+def test_a_lock_file_that_names_somebody_else_names_nobody(store):
+    """A number from a crash may be another process' today; only the very process is named."""
+    lock = store.path / "state" / "lock"
+    lock.parent.mkdir()
+    lock.write_text(json.dumps({"pid": os.getppid(), "created": 1.0}))
+    assert lock_holder(store.path) is None
+    with store.lock():
+        assert lock_holder(store.path) == os.getpid()
+        lock.write_text(json.dumps({"pid": os.getppid(), "created": 1.0}))
+        assert lock_holder(store.path) == 0
+    assert lock.read_text() == ""
+
+
+def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):
+    """The first commit could not win there."""
+
+    def link(source, target):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(Refused, match="hard links"):
+        Store.create(tmp_path / "run", SWEEP)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_damaged_axis_values_are_refused(store):
     """They are the only thing that cannot be computed again elsewhere."""
     (store.path / "axes.npz").write_bytes(b"PK broken")
@@ -261,14 +309,16 @@ def test_one_process_works_on_a_folder(store):
 
 
 def test_a_run_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
-    """A full disk in the middle of making a run folder leaves no half of one."""
+    """A full disk in the middle of making a run folder leaves no half of one, empty or new."""
 
     def full(self, key, data):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Files, "put_once", full)
-    with pytest.raises(Refused, match="No space left"):
-        Store.create(tmp_path / "deep" / "run", SWEEP)
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "deep" / "run", tmp_path / "empty"):
+        with pytest.raises(Refused, match="No space left"):
+            Store.create(path, SWEEP)
     assert not (tmp_path / "deep" / "run").exists()
     assert not list(tmp_path.rglob(".draft-*"))
 

@@ -106,6 +106,20 @@ def test_a_recipe_survives_the_disk():
         assert from_json(type(value), json.loads(canonical(to_json(value)))) == value
 
 
+def test_offsets_are_resolved_against_the_weights():
+    """A map of offsets far below the last place of the weights would show rounding."""
+    experiment = TinyNetworks(axes=("offset", "lr"))
+    tiny = Region(Axis("offset", 1e-30, 1e-29, 8), Axis("lr", 1e-3, 1e3, 8))
+    with pytest.raises(Refused, match="last place"):
+        Sweep.over(experiment, tiny).require_resolution()
+
+
+def test_a_seed_is_not_negative():
+    """The generators do not take one."""
+    with pytest.raises(Refused, match="seed"):
+        Sweep.over(TinyNetworks(), REGION, seed=-1)
+
+
 def test_axes_of_region_and_experiment_must_agree():
     """A region over other settings than the experiment moves is refused."""
     with pytest.raises(Refused, match="axes"):

@@ -1,5 +1,6 @@
 """Commands that look at what is there: show, export."""
 
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +9,7 @@ import tyro
 
 from fractal_core import experiments, figures
 from fractal_core.errors import Refused
+from fractal_core.store import Files
 
 Run = tyro.conf.Positional[Path]
 
@@ -64,13 +66,14 @@ def export(run: Run, out: Run, /) -> None:
         name: getattr(image, name).filled(np.nan)
         for name in ("measure", "first_loss", "tail_loss", "final_loss")
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
     np.savez(
-        out,
+        buffer,
         x=image.grid.x,
         y=image.grid.y,
         outcome=image.outcome.filled(0),
         steps=image.steps.filled(0),
         **floats,
     )
+    Files(out.parent).put_latest(out.name, buffer.getvalue())
     print(out)

@@ -10,7 +10,7 @@ from fractal_core import experiments
 from fractal_core.commands.work import train
 from fractal_core.errors import Refused
 from fractal_core.outcome import is_trainable
-from fractal_core.plane import Axis, Region
+from fractal_core.plane import Axis, Region, Scale
 from fractal_core.store import Store
 from fractal_core.sweep import Sweep
 
@@ -63,6 +63,7 @@ def new(
     published: bool = False,
     x: Bounds | None = None,
     y: Bounds | None = None,
+    scale: tuple[Scale, Scale] = ("log10", "log10"),
     grid: tuple[int, int] = (128, 128),
     axes: tuple[str, str] | None = None,
     steps: int | None = None,
@@ -79,6 +80,7 @@ def new(
         published: Take the window of the published picture, not the overview 1e-3 to 1e6.
         x: Ends of the x axis; all digits count.
         y: Ends of the y axis.
+        scale: Scales of x and y, log10 or linear; a linear one may begin at or below zero.
         grid: Rows and columns.
         axes: The two settings that x and y move.
         steps: Training steps of every run.
@@ -101,8 +103,18 @@ def new(
     if axes is not None and published:
         raise Refused("the published window belongs to the preset's own axes; leave --axes out")
     region = Region(
-        Axis(experiment.axes[0], *(x or (default.x.low, default.x.high)), points=grid[1]),
-        Axis(experiment.axes[1], *(y or (default.y.low, default.y.high)), points=grid[0]),
+        Axis(
+            experiment.axes[0],
+            *(x or (default.x.low, default.x.high)),
+            points=grid[1],
+            scale=scale[0],
+        ),
+        Axis(
+            experiment.axes[1],
+            *(y or (default.y.low, default.y.high)),
+            points=grid[0],
+            scale=scale[1],
+        ),
     )
     _create(run, Sweep.over(experiment, region, seed), force)
 
@@ -149,7 +161,7 @@ def zoom(
 
 def _slice(text: str) -> tuple[int, int]:
     start, colon, stop = text.partition(":")
-    if not (colon and start.isdigit() and stop.isdigit()):
+    if not (colon and start.isdecimal() and stop.isdecimal()):
         raise Refused(f"--cells {text}: write FIRST:PAST_LAST, for example 32:64")
     return int(start), int(stop)
 

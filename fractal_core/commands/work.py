@@ -53,7 +53,7 @@ def run(run: Run, /, *, detach: bool = False) -> None:
         detach: Start it as a process of its own that outlives this terminal.
     """
     store = experiments.open_run(run)
-    if detach:
+    if detach and store.missing():
         print(f"{run}: process {start_detached(run)} works on it, log in {run}/state/log.txt")
         return
     train(store)
@@ -71,7 +71,11 @@ def status(run: Run, /, *, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(state)))
         return
-    who = f"process {state.process} works on it" if state.process else "nobody works on it"
+    who = (
+        f"process {state.process} works on it"
+        if state.process is not None
+        else "nobody works on it"
+    )
     print(f"{run}: {state.done}/{state.points} points, {state.failed} failed units; {who}")
 
 

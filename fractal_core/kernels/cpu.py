@@ -26,7 +26,7 @@ from numpy.typing import DTypeLike
 
 from fractal_core import machine
 from fractal_core.kernels.contract import Curves, Problem, tanh_table
-from fractal_core.kernels.lanes import I64, SAMPLES, Pass, Lanes, Variant
+from fractal_core.kernels.lanes import I64, SAMPLES, Lanes, Pass, Variant
 from fractal_core.outcome import V_MOST
 
 log = logging.getLogger(__name__)
