@@ -230,8 +230,8 @@ def cost(view: View, like: View | None = None) -> Cost:
 
     Args:
         view: The view.
-        like: A view whose measured time per run is taken; without one that has any, a few runs
-            are trained to see.
+        like: A view whose measured time per run is taken, like that of the parent; if none has
+            any, a few runs are trained to see.
     """
     rows, cols = view.sweep.grid.shape
     missing = rows * cols
@@ -242,11 +242,12 @@ def cost(view: View, like: View | None = None) -> Cost:
 
 
 def _seconds_per_run(view: View, like: View | None) -> float:
-    for known in (view, like):
-        if known is not None and known.store is not None:
-            seconds = known.store.image().seconds.compressed()
-            if len(seconds):
-                return float(seconds.mean())
+    stores = [known.store for known in (view, like) if known is not None]
+    stores += [experiments.open_run(view.parent)] if view.parent is not None else []
+    for store in filter(None, stores):
+        seconds = store.image().seconds.compressed()
+        if len(seconds):
+            return float(seconds.mean())
     rows, cols = view.sweep.grid.shape
     spread = np.linspace(0, rows * cols - 1, 64).astype(np.int64)
     points = view.sweep.grid.points(spread // cols, spread % cols)

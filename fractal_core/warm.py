@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 IDLE_SECONDS = 900.0
 
 _spawned: list[subprocess.Popen] = []
@@ -148,7 +150,19 @@ def _answer(
         return
 
 
+def _prepare() -> Callable[[list[str]], int]:
+    """Import what a run needs and load the compiled kernels, so that no child has to.
+
+    Imported by name: commands stand on a higher floor, and only this process needs both.
+    """
+    importlib.import_module("fractal_core.commands.work")
+    kernels = importlib.import_module("fractal_core.kernels.cpu")
+    for preset in importlib.import_module("fractal_core.experiments").PRESETS.values():
+        # Never compiles: that takes long, and the run that wants it does so itself.
+        if kernels.is_compiled(preset.experiment.problem(0)):
+            preset.experiment.run(np.full((1, 2), 1e6), seed=0)
+    return importlib.import_module("fractal_core.__main__").execute
+
+
 if __name__ == "__main__":
-    # Imported by name: the command stands on a higher floor, and only this process needs both.
-    importlib.import_module("fractal_core.kernels.cpu")
-    serve(importlib.import_module("fractal_core.__main__").execute)
+    serve(_prepare())

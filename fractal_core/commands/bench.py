@@ -8,15 +8,23 @@ from typing import Literal
 import tyro
 
 from fractal_core import machine
-from fractal_core.bench import tiny
+from fractal_core.bench import tiny, zoom
 from fractal_core.commands.work import Json
+
+ZOOM_FIGURES = {
+    "preview": "mouse up to preview of the selection, ms",
+    "parent": "click to the parent's picture, scaled, ms",
+    "first": "click to the first 256 runs on screen, ms",
+    "level 2": "next 768 runs, time on screen / training",
+    "level 1": "next 3,072 runs, time on screen / training",
+}
 
 
 def bench(
-    what: tyro.conf.Positional[Literal["tiny"]],
+    what: tyro.conf.Positional[Literal["tiny", "zoom"]],
     /,
     *,
-    rounds: int = 7,
+    rounds: int | None = None,
     seconds: float = 0.5,
     only: tuple[str, ...] = (),
     as_json: Json = False,
@@ -24,12 +32,19 @@ def bench(
     """Measure speed: contenders take turns, ratios are within a round.
 
     Args:
-        what: `tiny`: the kernel of the tiny networks.
-        rounds: Turns of every contender.
-        seconds: How long a turn takes.
-        only: Cases, for example tanh-full-float64; left out, all.
+        what: `tiny`: the kernel of the tiny networks. `zoom`: the zoom notebook in a browser.
+        rounds: Turns of every contender, or zooms; left out, 7 and 3.
+        seconds: How long a turn of `tiny` takes.
+        only: Cases of `tiny`, for example tanh-full-float64; left out, all.
         as_json: One JSON object and nothing else.
     """
+    if what == "zoom":
+        _zoom(3 if rounds is None else rounds, as_json)
+    else:
+        _tiny(7 if rounds is None else rounds, seconds, only, as_json)
+
+
+def _tiny(rounds: int, seconds: float, only: tuple[str, ...], as_json: bool) -> None:
     rows = []
     for case in tiny.cases():
         name = "-".join(dataclasses.astuple(case))
@@ -42,8 +57,7 @@ def bench(
     if as_json:
         print(json.dumps(report))
         return
-    print(f"{machine.cpu_name()}, {machine.cpu_threads()} threads; {rounds} rounds in turns")
-    print(", ".join(f"{name} {version}" for name, version in machine.versions().items()))
+    _headline(rounds, machine.versions())
     print(
         "point-steps/s executed (median), share of the matrix peak, times faster: minimum (median)"
     )
@@ -56,6 +70,38 @@ def bench(
         print(
             f"{row['case']:<26}{row['rates']['kernel']:>10.3g}{row['share_of_peak']:>7.1%}{shown}{note}"
         )
+
+
+def _headline(rounds: int, versions: dict[str, str]) -> None:
+    print(f"{machine.cpu_name()}, {machine.cpu_threads()} threads; rounds: {rounds}")
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+def _zoom(rounds: int, as_json: bool) -> None:
+    if not as_json:
+        print("training the overview to zoom from ...", file=sys.stderr, flush=True)
+    results, versions = zoom.measure(rounds)
+    figures = zoom.summary(results)
+    if as_json:
+        report = {
+            "machine": machine.describe(),
+            "browser": versions,
+            "grid": zoom.GRID,
+            "steps": zoom.STEPS,
+            "figures": {name: {"median": m, "worst": w} for name, (m, w) in figures.items()},
+            "rounds": [dataclasses.asdict(result) for result in results],
+        }
+        print(json.dumps(report))
+        return
+    _headline(rounds, machine.versions() | versions)
+    cold = sum(not result.warm for result in results)
+    how = f"{cold} of {len(results)} from a cold start" if cold else "all with a warm process"
+    print(f"tanh network, {zoom.STEPS} steps, {zoom.GRID} x {zoom.GRID}; {how}")
+    print(f"{'':<46}{'median':>8}{'worst':>8}")
+    for name, words in ZOOM_FIGURES.items():
+        scale, digits = (1, 2) if name.startswith("level") else (1e3, 0)
+        shown = "".join(f"{value * scale:>8.{digits}f}" for value in figures[name])
+        print(f"{words:<46}{shown}")
 
 
 def _row(name: str, result: tiny.Result) -> dict:

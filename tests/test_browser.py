@@ -1,0 +1,481 @@
+"""The zoom notebook in a real browser, with a real mouse and a real server."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from fractal_core import Axis, Refused, Region, Store, Sweep, TinyNetworks, engine, explore, figures
+from fractal_core.bench import zoom
+from fractal_core.bench.zoom import Server, drag, spot
+from fractal_core.experiments import open_run
+from fractal_core.store import lock_holder
+
+REPOSITORY = zoom.NOTEBOOK.parent.parent
+WIDE = (1e-3, 1e6)
+QUICK = TinyNetworks(samples=8, steps=60)
+VISIBLE = TinyNetworks(samples=64, steps=300)  # some seconds, so that one can watch it
+TRAINS = (0.5, 20.0)  # no run ends early here
+
+
+def make(root: Path, name: str, sweep: Sweep, whole: bool = True) -> Store:
+    store = Store.create(root / name, sweep)
+    for _ in engine.run_here(store) if whole else ():
+        pass
+    return store
+
+
+def sweep(experiment: TinyNetworks, ends: tuple[float, float], points: int) -> Sweep:
+    names = experiment.axes
+    return Sweep.over(experiment, Region(*(Axis(name, *ends, points) for name in names)))
+
+
+def long(samples: int) -> Sweep:
+    """A minute's work in steps of a second; one more sample makes another recipe."""
+    return sweep(TinyNetworks(samples=samples, steps=1000), TRAINS, 128)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Runs to start from; every server has a copy of its own."""
+    root = tmp_path_factory.mktemp("prepared") / "runs"
+    root.mkdir()
+    parent = make(root, "parent", sweep(VISIBLE, WIDE, 128))
+    make(root, "small", sweep(QUICK, WIDE, 64))
+    deep = 16 * 6 * np.spacing(10.0)  # neighbours are 6 units in the last place apart
+    make(root, "deep", sweep(QUICK, (10.0, 10.0 + deep), 16))
+    for name, samples in (("closed", 200), ("cancelled", 201)):
+        make(root, name, long(samples), whole=False)
+    make(root, "shared", sweep(VISIBLE, (0.5, 50.0), 128), whole=False)
+    inner = parent.sweep.zoom(parent.sweep.region.drag([1.0, 1e3, 1.0, 1e3]))
+    child = make(root, "child", inner, whole=False)
+    child.files.put_once("origin.json", b'{"parent": "parent"}')
+    return root
+
+
+@contextlib.contextmanager
+def served(runs: Path, mode: str = "run", control: bool = True) -> Iterator[Server]:
+    # Not pytest's own folder: the path of the warm process's socket must be short.
+    with tempfile.TemporaryDirectory(prefix="fractal-test-", dir="/tmp") as name:
+        folder = Path(name).resolve()
+        shutil.copytree(runs, folder / "runs")
+        # Editing may rewrite the notebook, so it is a copy, and its settings lie beside it.
+        shutil.copy(zoom.NOTEBOOK, folder)
+        shutil.copy(REPOSITORY / "pyproject.toml", folder)
+        with zoom.serve(folder, mode, control, folder / zoom.NOTEBOOK.name) as server:
+            yield server
+
+
+@pytest.fixture(scope="module")
+def app(runs) -> Iterator[Server]:
+    with served(runs) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def editor(runs) -> Iterator[Server]:
+    with served(runs, "edit") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def onlooker(runs) -> Iterator[Server]:
+    with served(runs, control=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with contextlib.ExitStack() as stack:
+        try:
+            found = stack.enter_context(zoom.chromium())
+        except Refused as error:
+            # Where nobody reads what was skipped, a missing browser is a failure.
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
+        yield found
+
+
+@pytest.fixture
+def tab(browser, tmp_path):
+    """Opens an address in a tab of its own; a test that fails leaves a screenshot of it."""
+
+    @contextlib.contextmanager
+    def open_tab(server: Server, query: str):
+        context = browser.new_context(viewport={"width": 1400, "height": 1250})
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.add_init_script(zoom.RECORDER)
+        try:
+            page.goto(server.url + query)
+            page.locator("[data-testid=map][data-frames]").wait_for()
+            yield page
+        except BaseException:
+            page.screenshot(path=tmp_path / "failed.png")
+            print(f"{page.url}, see {tmp_path / 'failed.png'}; the server said:\n{server.log}")
+            raise
+        finally:
+            context.close()
+
+    return open_tab
+
+
+def press(page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def disabled(page, name: str) -> bool:
+    return page.get_by_role("button", name=name, exact=True).is_disabled()
+
+
+def says(page, test_id: str, text: str) -> str:
+    """Wait until an element says `text`, which is a regular expression, and return all it says."""
+    from playwright.sync_api import expect
+
+    found = page.get_by_test_id(test_id)
+    expect(found).to_have_text(re.compile(text), timeout=60_000)
+    return found.inner_text()
+
+
+def shown_region(page) -> list[float]:
+    """The four ends under the map: x, then y."""
+    text = page.get_by_test_id("region").inner_text()
+    return [float(number) for number in re.findall(r"[\d.]+(?:e[+-]?\d+)?(?= |$)", text)]
+
+
+def ends(region: Region) -> list[float]:
+    return [region.x.low, region.x.high, region.y.low, region.y.high]
+
+
+SAME = """
+(canvas, [wanted, inset]) => {
+  const ratio = canvas.width / canvas.getBoundingClientRect().width;
+  if (!canvas.isConnected || !Number.isFinite(ratio)) return 0;
+  const brush = canvas.getContext("2d");
+  const width = canvas.width / ratio - inset.left - inset.right;
+  const height = canvas.height / ratio - inset.top - inset.bottom;
+  return wanted.filter(([x, y, ...colour]) => {
+    const at = [inset.left + x * width, inset.top + (1 - y) * height];
+    const data = brush.getImageData(...at.map((v) => Math.floor(v * ratio)), 1, 1).data;
+    return colour.every((value, i) => value === data[i]);
+  }).length;
+}
+"""
+"""How many places of the map have the colour that is wanted there."""
+
+
+def shows(page, colours: np.ndarray, share: float = 1.0) -> None:
+    """Wait until every 9th cell of the map on the page has the colours of a picture.
+
+    A `share` of them is enough where the outlines and names of further runs cover some.
+    """
+    rows, cols = colours.shape[:2]
+    places = [(r, c) for r in range(4, rows, 9) for c in range(4, cols, 9)]
+    wanted = [[(c + 0.5) / cols, (r + 0.5) / rows, *colours[r, c].tolist()] for r, c in places]
+    for _ in range(100):
+        if page.get_by_test_id("map").evaluate(SAME, [wanted, zoom.INSETS]) >= share * len(wanted):
+            return
+        page.wait_for_timeout(100)
+    pytest.fail("the map shows another picture")
+
+
+def picture(store: Store) -> np.ndarray:
+    return figures.paint(store.image(), palette="split", view="measure")
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file, with the time of its last change."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def committed(store: Store) -> list[str]:
+    lines = (store.path / "state" / "events.jsonl").read_text().splitlines()
+    return [e["unit"] for e in map(json.loads, lines) if e["event"] == "committed"]
+
+
+def gone(pid: int) -> bool:
+    """Ended; a process whose parent has not asked yet what became of it has ended, too."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize("mode", ["app", "editor"])
+def test_drag_zoom_in_back_and_forward(mode, tab, request):
+    """What is dragged is what is trained; it gets finer, and the way back is there."""
+    server = request.getfixturevalue(mode)
+    with tab(server, "?run=parent") as page:
+        parent = open_run(server.root / "parent")
+        says(page, "status", "^complete")
+        shows(page, picture(parent), share=0.9)
+
+        whole = ends(parent.sweep.region)
+        says(page, "cost", "^this view: computed already")
+        assert shown_region(page) == whole
+        dragged, pixel = drag(page, 0.55, 0.45, 0.70, 0.60)
+        says(page, "cost", r"^selection: 16,384 runs, about .* digits left to zoom$")
+        chosen = shown_region(page)
+        for value, place, axis in zip(
+            [chosen[0], chosen[2], chosen[1], chosen[3]],
+            dragged,
+            [parent.sweep.region.x, parent.sweep.region.y] * 2,
+            strict=True,
+        ):
+            assert axis.fraction(np.array([value])) == pytest.approx([place], abs=pixel)
+
+        press(page, "zoom in")
+        page.wait_for_url(lambda url: not url.endswith("run=parent"))
+        child = open_run(server.root / page.url.partition("run=")[2])
+        assert ends(child.sweep.region) == chosen
+        page.wait_for_function("seen.some((note) => note.map > 1)")  # the parent is complete, too
+        says(page, "status", "^complete: 16,384 of 16,384")
+        shows(page, picture(child))
+        assert child.missing() == []
+        assert sorted(committed(child)) == sorted(child.units)
+        notes = page.evaluate("seen")
+        new = max(note.get("map", 0) for note in notes)
+        pictures = [note for note in notes if note.get("map") == new]
+        assert len(pictures) >= 3
+
+        press(page, "← back")
+        page.wait_for_url("**/?run=parent")
+        says(page, "region", re.escape(repr(whole[0])))
+        press(page, "forward →")
+        page.wait_for_url(f"**/?run={child.path.name}")
+        says(page, "region", re.escape(repr(chosen[0])))
+
+        page.get_by_placeholder("name this view").fill("a corner")
+        press(page, "bookmark")
+        places = page.locator("select").filter(has=page.locator("option", has_text="★ a corner"))
+        places.wait_for()
+        press(page, "← back")
+        page.wait_for_url("**/?run=parent")
+        says(page, "region", re.escape(repr(whole[0])))
+        places.select_option(label="★ a corner")
+        page.wait_for_url(f"**/?run={child.path.name}")
+        shows(page, picture(child))
+
+
+def test_a_view_begins_with_the_picture_of_its_parent(onlooker, tab):
+    """Before any point of its own is there, the parent's cells stand for them."""
+    child = explore.open_view(onlooker.root, "child")
+    parent = explore.open_view(onlooker.root, "parent")
+    with tab(onlooker, "?run=child") as page:
+        says(page, "status", "^stopped: 0 of 16,384 runs")
+        shows(page, figures.paint(explore.compose(child, parent), palette="split", view="measure"))
+
+
+def test_a_run_outlives_its_tab(app, tab):
+    """A closed tab changes nothing, and the address leads back to the run."""
+    store = open_run(app.root / "closed")
+    with tab(app, "?run=closed") as page:
+        says(page, "status", "^stopped: 0 of")
+        press(page, "compute")
+        says(page, "status", "^running: [1-9]")
+    before = engine.progress(store)
+    with tab(app, "?run=closed") as page:
+        says(page, "status", "^running: [1-9]")
+        now = engine.progress(store)
+        assert now.process == before.process is not None
+        page.wait_for_function(
+            "before => seen.some((note) => note.text && !note.text.includes(before))",
+            arg=f" {now.done:,} of",
+        )
+        press(page, "cancel")
+        says(page, "status", "^stopped: [1-9]")
+
+
+def test_cancel_stops_and_compute_goes_on(app, tab):
+    """The process is gone at once, and what it had committed is not touched again."""
+    store = open_run(app.root / "cancelled")
+    with tab(app, "?run=cancelled") as page:
+        press(page, "compute")
+        says(page, "status", "^running: [1-9]")
+        worker = lock_holder(store.path)
+        press(page, "cancel")
+        says(page, "status", "^stopped: [1-9]")
+        assert lock_holder(store.path) is None
+        assert gone(worker)
+        kept = contents(store.path / "units")
+        done = len(store.missing())
+        press(page, "compute")
+        says(page, "status", "^running: ")
+        while len(store.missing()) == done:
+            page.wait_for_timeout(100)
+        press(page, "cancel")
+        says(page, "status", "^stopped: ")
+        assert contents(store.path / "units").items() >= kept.items()
+        assert len(committed(store)) == len(set(committed(store)))
+
+
+def test_two_tabs_that_compute_one_view_start_one_process(app, tab):
+    """Every unit is trained and committed once."""
+    store = open_run(app.root / "shared")
+    with tab(app, "?run=shared") as one, tab(app, "?run=shared") as other:
+        buttons = [page.get_by_role("button", name="compute", exact=True) for page in (one, other)]
+        for page, button in zip((one, other), buttons, strict=True):
+            box = button.bounding_box()
+            page.mouse.move(box["x"] + 5, box["y"] + 5)
+        for page in (one, other):
+            page.mouse.down()
+            page.mouse.up()
+        for page in (one, other):
+            says(page, "status", "^complete")
+            shows(page, picture(store))
+    assert sorted(committed(store)) == sorted(store.units)
+    events = (store.path / "state" / "events.jsonl").read_text()
+    assert events.count('"started"') == 1
+
+
+def test_an_app_without_leave_only_looks(onlooker, tab):
+    """Its buttons are grey, and no address starts or writes anything."""
+    before = contents(onlooker.root)
+    addresses = [
+        "",
+        "?preset=relu&window=published&grid=64",
+        "?run=child",
+        "?run=../pyproject.toml",
+    ]
+    for query in addresses:
+        with tab(onlooker, query) as page:
+            says(page, "cost", "^this view: ")
+            assert all(disabled(page, name) for name in ("compute", "cancel", "bookmark", "forget"))
+    with tab(onlooker, "?run=parent") as page:
+        drag(page, 0.3, 0.3, 0.5, 0.5)
+        says(page, "cost", "^selection: ")
+        assert disabled(page, "zoom in")
+    assert contents(onlooker.root) == before
+    started = [process.pid for process in zoom.offspring(onlooker.folder)]
+    assert started == [onlooker.pid]
+
+
+def test_hover_click_and_escape(app, tab):
+    """Hovering reads the run's own numbers, a click draws loss curves, Escape clears."""
+    store = open_run(app.root / "small")
+    image, region = store.image(), store.sweep.region
+    rows, cols = store.sweep.grid.shape
+    with tab(app, "?run=small") as page:
+        shows(page, picture(store))
+        for x, y in ((0.303, 0.703), (0.52, 0.48), (0.9, 0.1)):
+            page.mouse.move(*spot(page, x, y))
+            text = says(page, "readout", "measure")
+            read = re.match(r"x (\S+) +y (\S+) +row (\d+) column (\d+) +measure (\S+)", text)
+            at = (float(read[1]), float(read[2]))
+            assert store.sweep.grid.cell(*at) == (int(read[3]), int(read[4]))
+            assert region.x.fraction(np.array([at[0]])) == pytest.approx([x], abs=1 / cols)
+            assert region.y.fraction(np.array([at[1]])) == pytest.approx([y], abs=1 / rows)
+            value = image.measure[int(read[3]), int(read[4])]
+            assert float(read[5]) == pytest.approx(value, rel=1e-4)
+
+        page.mouse.click(*spot(page, 0.5, 0.5))
+        page.locator("marimo-vega canvas, marimo-vega svg").first.wait_for()
+
+        drag(page, 0.4, 0.4, 0.6, 0.6)
+        says(page, "cost", "^selection: ")
+        assert not disabled(page, "zoom in")
+        page.keyboard.press("Escape")
+        says(page, "cost", "^this view: ")
+        assert shown_region(page) == ends(region)
+        assert disabled(page, "zoom in")
+
+
+def test_a_zoom_beyond_the_arithmetic_is_refused(app, tab):
+    """The reason is said where the cost would be, and there is nothing to press."""
+    before = contents(app.root / "deep")
+    with tab(app, "?run=deep") as page:
+        says(page, "cost", "^this view: computed already; 0.2 digits left to zoom")
+        drag(page, 0.3, 0.3, 0.6, 0.6)
+        says(page, "cost", "^cannot zoom there: .* units in the last place of float64 apart")
+        assert disabled(page, "zoom in")
+    assert contents(app.root / "deep") == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (str(zoom.NOTEBOOK),),
+        ("-m", "marimo", "check", "--strict", str(REPOSITORY / "notebooks")),
+        ("-m", "marimo", "export", "html", str(zoom.NOTEBOOK), "-o", "zoom.html"),
+    ],
+    ids=["script", "check", "export"],
+)
+def test_a_notebook_that_nobody_watches_starts_nothing(command, tmp_path):
+    """As a script, for the linter and as an export: no process, no run."""
+    environment = zoom.environment(tmp_path, control=True)
+    answer = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert zoom.offspring(tmp_path) == []
+    assert not (tmp_path / "runs").exists()
+
+
+def status(url: str) -> int:
+    """The number of the answer to a new visitor; being sent to log in counts as 401."""
+    cookies = urllib.request.HTTPCookieProcessor()
+    try:
+        with urllib.request.build_opener(cookies).open(url, timeout=60) as answer:
+            return 401 if "login" in answer.url else answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_fractal_open_listens_to_this_machine_and_asks_for_a_token(tmp_path):
+    """Without the token nothing is shown, and Ctrl-C leaves no process behind."""
+    port, log = zoom.free_port(), tmp_path / "said"
+    command = [sys.executable, "-m", "fractal_core", "open", "zoom", "--port", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=zoom.environment(tmp_path, control=False),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        zoom.answers(url, process, log)
+        assert status(url) == 401
+        assert status(f"{url}?access_token=wrong") == 401
+        token = re.search(r"access_token=(\S+)", log.read_text())[1]
+        assert status(f"{url}?access_token={token}") == 200
+        listening = {
+            connection.laddr
+            for member in zoom.offspring(tmp_path)
+            for connection in member.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert {address.ip for address in listening} == {"127.0.0.1"}
+        arguments = [word for member in zoom.offspring(tmp_path) for word in member.cmdline()]
+        assert not any(token in word for word in arguments)
+        os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C on a terminal does
+        assert process.wait(30) == 130
+        assert zoom.offspring(tmp_path) == []
+    finally:
+        zoom.end(zoom.offspring(tmp_path))
+        process.wait()
