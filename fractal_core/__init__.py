@@ -21,10 +21,11 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     heatmap        3   the map on a canvas in a notebook
     warm           3   a process that forks runs within milliseconds
     engine         4   runs the missing units of a run folder
-    explore        5   what the zoom notebook does, without the notebook
-    bench          6   ratios of speed, contenders taking turns
-    commands       7   the command line, one short file per group
-    __main__       8   finds the command
+    explore        5   views of the zoom notebook: addresses, costs, places
+    portrait       6   what a view looks like
+    bench          7   ratios of speed, contenders taking turns
+    commands       8   the command line, one short file per group
+    __main__       9   finds the command
 
 Words: a *point* is one pair of values, a *cell* the small rectangle it stands in the middle of, a
 *unit* what is computed and committed together, a *run* training at one point, an *outcome* how it

@@ -1,9 +1,10 @@
-"""What the zoom notebook does, without the notebook: views, their addresses, costs and pictures.
+"""What the zoom notebook does, without the notebook: views, their addresses, costs and places.
 
 A view is a sweep and the folder under `runs/` that holds it, or would. The folder of a recipe is
 found by its id, so that the same view is never computed twice, in whatever way one came to it.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -13,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from fractal_core import engine, experiments, figures
+from fractal_core import engine, experiments
 from fractal_core.errors import Refused
-from fractal_core.heatmap import Heatmap, heatmap
-from fractal_core.outcome import Outcome
 from fractal_core.plane import Region
-from fractal_core.store import ARRAYS, Files, Image, Store, read_recipe
-from fractal_core.sweep import LEVELS, MIN_ULPS, Sweep
+from fractal_core.store import Files, Store, read_recipe
+from fractal_core.sweep import MIN_ULPS, Sweep
 
-CURVE_STEPS = 250
+PROBE_STEPS = 100
+MOST = {"grid": 1024, "steps": 100_000}
+"""What an address may ask for; anybody can write one, and looking must stay cheap."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,18 +63,35 @@ def open_view(root: Path, name: str) -> View:
     if not name or Path(name).name != name or name.startswith("."):
         raise Refused(f"{name!r} is not the name of a run; choose one of those in {root}")
     store = experiments.open_run(root / name)
-    origin = root / name / "origin.json"
-    parent = root / json.loads(origin.read_bytes())["parent"] if origin.exists() else None
-    if parent is not None and not (parent / "sweep.json").exists():
-        parent = None
-    return View(store.sweep, root / name, store, parent)
+    parent = _parent_of(root, name)
+    return View(store.sweep, root / name, store, root / parent if parent else None)
+
+
+def opened(root: Path, name: str) -> View | None:
+    """A run beside the one that is looked at, or None if it cannot be opened: one folder that is
+    damaged or made by other code must not spoil the others.
+    """
+    try:
+        return open_view(root, name)
+    except (Refused, OSError):
+        return None
+
+
+def _parent_of(root: Path, name: str) -> str:
+    """The name of the run that a run was zoomed out of, or nothing."""
+    try:
+        parent = json.loads((root / name / "origin.json").read_bytes())["parent"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return parent if (root / parent / "sweep.json").exists() else ""
 
 
 def view_of(root: Path, sweep: Sweep, label: str, parent: Path | None = None) -> View:
     """The view of a sweep: the run that holds this very recipe, or a folder yet to be made."""
     for name in runs(root):
-        if read_recipe(root / name).get("id") == sweep.id:
-            return open_view(root, name)
+        with contextlib.suppress(Refused, OSError):
+            if read_recipe(root / name).get("id") == sweep.id:
+                return open_view(root, name)
     return View(sweep, root / f"{label}-{sweep.id[:8]}", None, parent)
 
 
@@ -128,10 +145,13 @@ def from_address(root: Path, query: Mapping[str, str]) -> View:
             for low, high in [query[axis].split(",")]
         }
         given |= {name: int(query[name]) for name in ("grid", "steps") if query.get(name)}
-    except ValueError:
+    except (ValueError, AttributeError, TypeError):
         raise Refused(
             "write the address as ?preset=tanh&x=LOW,HIGH&y=LOW,HIGH&grid=128&steps=500"
         ) from None
+    for name, most in MOST.items():
+        if given.get(name, 1) > most:
+            raise Refused(f"{name}={given[name]}: an address may ask for at most {most}")
     return preset_view(
         root,
         query.get("preset") or "tanh",
@@ -153,6 +173,26 @@ def address(view: View, preset: str = "") -> dict[str, str]:
         "grid": str(region.x.points),
         "steps": str(getattr(view.sweep.experiment, "steps", "")),
         "dtype": view.sweep.experiment.dtype,
+    }
+
+
+def chosen(view: View) -> dict[str, Any]:
+    """The settings of a view as the choices of a person: preset, window, grid, steps, dtype."""
+    experiment: Any = view.sweep.experiment
+    region = view.sweep.region
+    named = [
+        name
+        for name, preset in experiments.PRESETS.items()
+        if replace(preset.experiment, steps=experiment.steps, dtype=experiment.dtype) == experiment
+    ]
+    preset = named[0] if named else "tanh"
+    published = experiments.PRESETS[preset].region(True, region.y.points, region.x.points)
+    return {
+        "preset": preset,
+        "window": "published" if region == published else "overview",
+        "grid": region.x.points,
+        "steps": experiment.steps,
+        "dtype": experiment.dtype,
     }
 
 
@@ -185,12 +225,8 @@ def begin(view: View) -> View:
 
 def children(root: Path, view: View) -> list[tuple[str, Region]]:
     """Names and regions of the runs that were zoomed out of this one."""
-    found = []
-    for name in runs(root):
-        origin = root / name / "origin.json"
-        if origin.exists() and json.loads(origin.read_bytes())["parent"] == view.name:
-            found.append((name, experiments.open_run(root / name).sweep.region))
-    return found
+    inner = [opened(root, name) for name in runs(root) if _parent_of(root, name) == view.name]
+    return [(child.name, child.sweep.region) for child in inner if child is not None]
 
 
 @dataclass(frozen=True)
@@ -222,7 +258,7 @@ class Cost:
         left = f"{self.digits:.1f} digits left to zoom"
         if not self.runs:
             return f"computed already; {left}"
-        return f"{self.runs:,} runs, about {_duration(self.seconds)} on this machine; {left}"
+        return f"{self.runs:,} runs, about {duration(self.seconds)} on this machine; {left}"
 
 
 def cost(view: View, like: View | None = None) -> Cost:
@@ -237,13 +273,14 @@ def cost(view: View, like: View | None = None) -> Cost:
     missing = rows * cols
     if view.store is not None:
         missing = sum(len(unit.cells()[0]) for unit in view.store.missing())
-    digits = float(np.log10(max(view.sweep.grid.ulps(view.sweep.experiment.dtype) / MIN_ULPS, 1)))
+    digits = float(np.log10(max(view.sweep.ulps / MIN_ULPS, 1)))
     return Cost(missing, missing * _seconds_per_run(view, like) if missing else 0.0, digits)
 
 
 def _seconds_per_run(view: View, like: View | None) -> float:
     stores = [known.store for known in (view, like) if known is not None]
-    stores += [experiments.open_run(view.parent)] if view.parent is not None else []
+    if view.parent is not None and (parent := opened(view.parent.parent, view.parent.name)):
+        stores.append(parent.store)
     for store in filter(None, stores):
         seconds = store.image().seconds.compressed()
         if len(seconds):
@@ -251,142 +288,21 @@ def _seconds_per_run(view: View, like: View | None) -> float:
     rows, cols = view.sweep.grid.shape
     spread = np.linspace(0, rows * cols - 1, 64).astype(np.int64)
     points = view.sweep.grid.points(spread // cols, spread % cols)
-    view.sweep.experiment.run(points[:1], seed=view.sweep.seed)  # compiles, which is paid once
+    experiment: Any = view.sweep.experiment
+    steps = experiment.steps
+    short = replace(experiment, steps=min(steps, PROBE_STEPS))
+    short.run(points[:1], seed=view.sweep.seed)  # compiles, which is paid once
     started = time.perf_counter()
-    view.sweep.experiment.run(points, seed=view.sweep.seed)
-    return (time.perf_counter() - started) / len(points)
+    short.run(points, seed=view.sweep.seed)
+    return (time.perf_counter() - started) / len(points) * steps / short.steps
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for a person."""
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
-
-
-def compose(view: View, parent: View | None) -> Image:
-    """The best picture of a view so far: coarse points stand for the cells around them, and where
-    there is none yet the parent's cell does.
-
-    It is for the eye only. Nothing is measured on it.
-    """
-    grid = view.sweep.grid
-    image = view.store.image() if view.store is not None else Image.empty(grid)
-    if not image.outcome.mask.any():
-        return image
-    behind = parent.store.image() if parent is not None and parent.store is not None else None
-    cells = None
-    if behind is not None:
-        rows = [behind.grid.cell(float(grid.x[0]), float(y))[0] for y in grid.y]
-        cols = [behind.grid.cell(float(x), float(grid.y[0]))[1] for x in grid.x]
-        cells = np.ix_(rows, cols)
-    arrays = {}
-    for name in ARRAYS:
-        coarsest = getattr(Image.empty(grid) if behind is None else behind, name)
-        picture = coarsest[cells] if cells is not None else coarsest
-        arrays[name] = _spread(getattr(image, name), picture)
-    return Image(grid, **arrays)
-
-
-def _spread(array: np.ma.MaskedArray, picture: np.ma.MaskedArray) -> np.ma.MaskedArray:
-    """`picture`, painted over by each level of `array`, coarse first."""
-    rows, cols = array.shape
-    for level in reversed(range(LEVELS)):
-        stride = 2**level
-        coarse = (
-            np.ma.getdata(array)[::stride, ::stride],
-            ~np.ma.getmaskarray(array)[::stride, ::stride],
-        )
-        values, known = (
-            np.repeat(np.repeat(part, stride, axis=0), stride, axis=1)[:rows, :cols]
-            for part in coarse
-        )
-        picture[known] = values[known]
-    return picture
-
-
-def widget(root: Path, view: View) -> Heatmap:
-    """The map widget of a view, with the runs zoomed out of it outlined."""
-    return heatmap(view.sweep.grid, view.sweep.labels, children(root, view))
-
-
-def keep_painted(
-    canvas: Heatmap, root: Path, view: View, quantity: str = "measure", palette: str = "split"
-) -> None:
-    """Paint a view now, and again whenever the browser asks and there is something new."""
-    parent = open_view(root, view.parent.name) if view.parent is not None else None
-    painted: list[object] = [None]
-
-    def refresh() -> None:
-        if view.store is None:
-            state, seen = "not computed yet", -1
-            live = False
-        else:
-            progress = engine.progress(view.store)
-            live, seen = progress.process is not None, progress.done
-            state = _status(progress, view.store)
-        if painted[0] != seen:
-            painted[0] = seen
-            image = compose(view, parent)
-            values = view.store.image() if view.store is not None else image
-            canvas.show(
-                figures.paint(image, palette=palette, view=quantity),
-                np.ma.getdata(getattr(values, quantity).astype(np.float64).filled(np.nan)),
-                quantity.replace("_", " "),
-            )
-        if canvas.status != {"text": state, "live": live}:
-            canvas.status = {"text": state, "live": live}
-
-    canvas.answer(refresh)
-    refresh()
-
-
-def _status(progress: engine.Progress, store: Store) -> str:
-    share = f"{progress.done:,} of {progress.points:,} runs"
-    if progress.done == progress.points:
-        return f"complete: {share}"
-    if progress.process is None:
-        return f"stopped: {share}"
-    seconds = store.image().seconds.compressed()
-    left = (progress.points - progress.done) * seconds.mean() if len(seconds) else 0.0
-    return f"running: {share}" + (f", about {_duration(left)} left" if len(seconds) else "")
-
-
-def curves(view: View, x: float, y: float) -> pd.DataFrame:
-    """Loss curves of the point whose cell holds (x, y), trained again, and of its eight neighbours.
-
-    Returns:
-        Columns `run` ("here", or a compass direction), `outcome`, `step` and `loss`, thinned to at
-        most 250 steps. Losses are those of the sweep's own runs, to the bit.
-    """
-    sweep = view.sweep
-    row, col = sweep.grid.cell(x, y)
-    compass = {
-        (0, 0): "here", (1, 0): "north", (1, 1): "north-east", (0, 1): "east",
-        (-1, 1): "south-east", (-1, 0): "south", (-1, -1): "south-west", (0, -1): "west",
-        (1, -1): "north-west",
-    }  # fmt: skip
-    rows, cols = sweep.grid.shape
-    cells = {
-        (row + up, col + right): name
-        for (up, right), name in compass.items()
-        if 0 <= row + up < rows and 0 <= col + right < cols
-    }
-    index = np.array(list(cells), dtype=np.int64)
-    total = getattr(sweep.experiment, "steps", CURVE_STEPS)
-    steps = np.unique(np.linspace(0, total - 1, min(total, CURVE_STEPS)).astype(np.int64))
-    outcomes = sweep.experiment.run(
-        sweep.grid.points(index[:, 0], index[:, 1]), seed=sweep.seed, record=steps.tolist()
-    )
-    losses = outcomes.extras["losses"]
-    return pd.DataFrame(
-        {
-            "run": np.repeat(list(cells.values()), len(steps)),
-            "outcome": np.repeat([Outcome(o).name for o in outcomes.outcome], len(steps)),
-            "step": np.tile(steps, len(cells)),
-            "loss": np.where(np.isfinite(losses), losses, np.nan).ravel(),
-        }
-    )
 
 
 def places(root: Path) -> dict[str, dict[str, str]]:

@@ -31,7 +31,7 @@ function render({ model, el }) {
   let turn = 0;
 
   const fractionOf = (axis, value) =>
-    axis.log ? Math.log(value / axis.low) / Math.log(axis.high / axis.low)
+    axis.log ? Math.log1p((value - axis.low) / axis.low) / Math.log1p((axis.high - axis.low) / axis.low)
              : (value - axis.low) / (axis.high - axis.low);
 
   // Written as a step from the low end, so that a window a few ulps wide still gives distinct values.
@@ -200,9 +200,9 @@ function render({ model, el }) {
     const col = Math.min(cols - 1, Math.floor(at.x * cols));
     text += `   row ${row} column ${col}`;
     const bytes = model.get("values");
-    if (bytes && bytes.byteLength === 4 * rows * cols) {
-      const value = bytes.getFloat32(4 * (row * cols + col), true);
-      text += `   ${model.get("view")} ${Number.isNaN(value) ? "not computed" : value.toPrecision(5)}`;
+    if (bytes && bytes.byteLength === 8 * rows * cols) {
+      const value = bytes.getFloat64(8 * (row * cols + col), true);
+      text += `   ${model.get("view")} ${Number.isNaN(value) ? "not computed" : value.toPrecision(8)}`;
     }
     readout.textContent = text;
   }

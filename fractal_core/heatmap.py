@@ -58,11 +58,20 @@ class Heatmap(anywidget.AnyWidget):
             self.view = view
             self.png = buffer.getvalue()
             small = values.size <= LARGEST_HOVER
-            self.values = values.astype("<f4").tobytes() if small else b""
+            self.values = values.astype("<f8").tobytes() if small else b""
+
+    def __init__(self, **traits: Any):
+        super().__init__(**traits)
+        self._refresh: Callable[[], None] | None = None
+        self.on_msg(self._asked)
 
     def answer(self, refresh: Callable[[], None]) -> None:
-        """Have `refresh` called whenever the browser asks for news."""
-        self.on_msg(lambda _widget, content, _buffers: refresh() if content == "news?" else None)
+        """Have `refresh`, and nothing given before, called when the browser asks for news."""
+        self._refresh = refresh
+
+    def _asked(self, _widget: object, content: object, _buffers: object) -> None:
+        if content == "news?" and self._refresh is not None:
+            self._refresh()
 
 
 def heatmap(
@@ -93,8 +102,8 @@ def _axis(axis: Axis, label: str) -> dict[str, Any]:
     marked = ticks(axis, most=7)
     at = axis.fraction(np.array([float(value) for value in marked.values]))
     return {
-        "low": axis.low,
-        "high": axis.high,
+        "low": axis.ends[0],
+        "high": axis.ends[1],
         "log": axis.scale == "log10",
         "label": f"{label} = {marked.note}" if marked.note else label,
         "ticks": [

@@ -240,12 +240,21 @@ class Grid:
         """The (x, y) values at grid positions."""
         return np.stack([self.x[cols], self.y[rows]], axis=1)
 
+    def cells(
+        self, x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " m"]
+    ) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " n"]]:
+        """Rows of the cells that hold values y, and columns of those that hold values x.
+
+        Values outside belong to the nearest cell.
+        """
+        cols = np.searchsorted(self.region.x.edges(self.x), x, side="right") - 1
+        rows = np.searchsorted(self.region.y.edges(self.y), y, side="right") - 1
+        return np.clip(rows, 0, len(self.y) - 1), np.clip(cols, 0, len(self.x) - 1)
+
     def cell(self, x: float, y: float) -> tuple[int, int]:
         """Row and column of the cell that holds a value pair; the nearest cell if outside."""
-        region = self.region
-        col = np.searchsorted(region.x.edges(self.x), x, side="right") - 1
-        row = np.searchsorted(region.y.edges(self.y), y, side="right") - 1
-        return int(np.clip(row, 0, len(self.y) - 1)), int(np.clip(col, 0, len(self.x) - 1))
+        rows, cols = self.cells(np.array([x]), np.array([y]))
+        return int(rows[0]), int(cols[0])
 
     def zoom_cells(
         self,

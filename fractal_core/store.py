@@ -16,7 +16,7 @@ import shutil
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -384,7 +384,8 @@ class Store:
         path = self.path / "state" / "lock"
         path.parent.mkdir(exist_ok=True)
         with path.open("a+") as handle:
-            if not _acquire(handle, fcntl.LOCK_EX, patience=1.0):
+            # Those who only look hold it for an instant, so insist; a worker is not waited for.
+            if not _acquire(handle, fcntl.LOCK_EX, patience=1.0, unless=_holder):
                 raise Refused(
                     f"{self.path} is already being run by process {_holder(handle) or 'elsewhere'}; "
                     f"watch it with `fractal status {self.path}`"
@@ -433,14 +434,16 @@ def _holder(handle: Any) -> int:
     return noted["pid"] if alive else 0
 
 
-def _acquire(handle: Any, kind: int, patience: float) -> bool:
-    """Take the lock of an open file; a reader that looks holds it for an instant, so insist."""
+def _acquire(
+    handle: Any, kind: int, patience: float, unless: Callable[[Any], int] = lambda _: 0
+) -> bool:
+    """Take the lock of an open file, within `patience` seconds `unless` there is no hope."""
     deadline = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(handle, kind | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            if time.monotonic() >= deadline:
+            if unless(handle) or time.monotonic() >= deadline:
                 return False
             time.sleep(0.05)

@@ -6,6 +6,8 @@ the runs after it begin within milliseconds. It holds no results and no locks, a
 when nobody has asked for anything for a while.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import importlib
 import json
@@ -18,10 +20,13 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 IDLE_SECONDS = 900.0
+INHERITED = ("PATH", "PYTHONPATH", "NUMBA_NUM_THREADS", "NUMBA_CACHE_DIR", "NUMBA_CPU_FEATURES")
+
 
 _spawned: list[subprocess.Popen] = []
 
@@ -29,12 +34,16 @@ _spawned: list[subprocess.Popen] = []
 def address() -> Path:
     """Where the warm process of this user, this Python and this very code listens.
 
-    The name holds a hash of the package's files and their times, so that a process that has
-    imported older code is never asked.
+    The name holds a hash of the package's files and their times, and of what a child would
+    inherit: a process that has imported older code, or is bound to other cores, is never asked.
     """
     package = Path(__file__).parent
     files = sorted(package.rglob("*.py"))
-    text = "|".join([sys.executable, *(f"{file}{file.stat().st_mtime_ns}" for file in files)])
+    inherited = [f"{name}={os.environ.get(name)}" for name in INHERITED]
+    if hasattr(os, "sched_getaffinity"):
+        inherited.append(str(sorted(os.sched_getaffinity(0))))
+    stamps = [f"{file}{file.stat().st_mtime_ns}" for file in files]
+    text = "|".join([sys.executable, *inherited, *stamps])
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"fractal-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -84,41 +93,38 @@ def _spawn(arguments: list[str], output: Path) -> int:
     return process.pid
 
 
-def serve(work: Callable[[list[str]], int], idle: float = IDLE_SECONDS) -> None:
+def serve(prepare: Callable[[], Callable[[list[str]], int]], idle: float = IDLE_SECONDS) -> None:
     """Fork a child for every request, until none has come for `idle` seconds.
 
     Args:
-        work: What the child does with the arguments of a command; returns its exit code.
+        prepare: Loads what children will need, and returns what a child does with the arguments
+            of a command; that returns its exit code.
         idle: Seconds to wait for a request.
     """
     place = address()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+    with place.with_suffix(".lock").open("w") as lock:
         try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # another process serves this place, or is about to
+        work = prepare()
+        place.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
             server.bind(str(place))
-        except OSError:
-            # The name may be left from a process that was killed; a living one answers.
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(str(place)) == 0:
-                    return
-            place.unlink(missing_ok=True)
-            server.bind(str(place))
-        server.listen(16)
-        server.settimeout(idle)
-        # Children are nobody's to wait for; the system forgets them when they end.
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        try:
-            while True:
-                connection, _ = server.accept()
-                with connection:
-                    _answer(connection, server, work)
-        except TimeoutError:
-            return
-        finally:
+            server.listen(16)
+            server.settimeout(idle)
+            # Children are nobody's to wait for; the system forgets them when they end.
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        _answer(connection, (server, lock), work)
             place.unlink(missing_ok=True)
 
 
 def _answer(
-    connection: socket.socket, server: socket.socket, work: Callable[[list[str]], int]
+    connection: socket.socket, mine: tuple[Any, ...], work: Callable[[list[str]], int]
 ) -> None:
     connection.settimeout(5.0)
     try:
@@ -130,8 +136,8 @@ def _answer(
         code = 1
         try:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            connection.close()
-            server.close()
+            for owned in (connection, *mine):
+                owned.close()
             os.setsid()
             os.nice(5)  # whoever watches comes first
             log = os.open(path / "state" / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -165,4 +171,4 @@ def _prepare() -> Callable[[list[str]], int]:
 
 
 if __name__ == "__main__":
-    serve(_prepare())
+    serve(_prepare)

@@ -11,7 +11,7 @@ with app.setup(hide_code=True):
     import altair as alt
     import marimo as mo
 
-    from fractal_core import PRESETS, Outcome, Refused, engine, explore, figures
+    from fractal_core import PRESETS, Outcome, Refused, engine, explore, figures, portrait
 
     ROOT = Path("runs")
 
@@ -32,69 +32,102 @@ def navigation():
     query = mo.query_params()
     control = explore.may_control(mo.app_meta().mode)
     get_address, set_address = mo.state(dict(query.to_dict()))
-    get_forward, set_forward = mo.state(())
+    get_history, set_history = mo.state(((), ()))
+    get_trouble, set_trouble = mo.state("")
 
-    def go(view, preset="", forward=()):
-        """Show a view: its address is the only thing that the notebook remembers."""
-        there = explore.address(view, preset)
+    def turn_to(there, past, future):
+        """Show an address; it is the only thing that the notebook remembers."""
         for _key in set(query.to_dict()) - set(there):
             query.remove(_key)
         for _key, _value in there.items():
             query.set(_key, _value)
-        set_forward(forward)
+        set_history((past, future))
+        set_trouble("")
         set_address(there)
 
-    return control, get_address, get_forward, go
+    def go(view, preset=""):
+        """Show a view; back leads to the one before."""
+        turn_to(explore.address(view, preset), (*get_history()[0], get_address()), ())
+
+    def attempt(action):
+        """Do something, or say in a sentence why it cannot be done."""
+        try:
+            action()
+        except (Refused, OSError) as error:
+            set_trouble(str(error))
+
+    return attempt, control, get_address, get_history, get_trouble, go, turn_to
 
 
 @app.cell(hide_code=True)
 def current(get_address):
     try:
-        view, trouble = explore.from_address(ROOT, get_address()), ""
+        view, _wrong = explore.from_address(ROOT, get_address()), ""
     except Refused as _error:
-        view, trouble = explore.from_address(ROOT, {}), str(_error)
-    mo.callout(trouble, kind="warn") if trouble else None
+        view, _wrong = explore.from_address(ROOT, {}), str(_error)
+    mo.callout(_wrong, kind="warn") if _wrong else None
     return (view,)
 
 
 @app.cell(hide_code=True)
-def settings():
-    preset = mo.ui.dropdown(list(PRESETS), value="tanh", label="condition")
-    window = mo.ui.dropdown(["overview", "published"], value="overview", label="window")
-    grid = mo.ui.dropdown({str(n): n for n in (64, 128, 256, 512)}, value="128", label="grid")
-    steps = mo.ui.number(21, 100_000, value=500, label="steps")
-    dtype = mo.ui.dropdown(["float64", "float32"], value="float64", label="precision")
-    choose = mo.ui.run_button(label="show")
-    quantity = mo.ui.radio(list(figures.VIEWS), value="measure", label="**colour**")
-    palette = mo.ui.radio(["split", "paper"], value="split", label="**palette**")
-    mo.sidebar(
-        [mo.md("### Map"), preset, window, grid, steps, dtype, choose, quantity, palette],
-        width="15rem",
-    )
-    return choose, dtype, grid, palette, preset, quantity, steps, window
+def refused(get_trouble):
+    mo.callout(get_trouble(), kind="warn") if get_trouble() else None
+    return
 
 
 @app.cell(hide_code=True)
-def choosing(choose, dtype, go, grid, preset, steps, window):
-    mo.stop(not choose.value)
-    go(
-        explore.preset_view(
-            ROOT,
-            preset.value,
-            published=window.value == "published",
-            grid=grid.value,
-            steps=int(steps.value),
-            dtype=dtype.value,
-        ),
-        preset.value,
+def settings(view):
+    _now = explore.chosen(view)
+    _grids = {str(n): n for n in sorted({64, 128, 256, 512, _now["grid"]})}
+    preset = mo.ui.dropdown(list(PRESETS), value=_now["preset"], label="condition")
+    window = mo.ui.dropdown(["overview", "published"], value=_now["window"], label="window")
+    grid = mo.ui.dropdown(_grids, value=str(_now["grid"]), label="grid")
+    steps = mo.ui.number(21, 100_000, value=_now["steps"], label="steps")
+    dtype = mo.ui.dropdown(["float64", "float32"], value=_now["dtype"], label="precision")
+    choose = mo.ui.run_button(label="show")
+    return choose, dtype, grid, preset, steps, window
+
+
+@app.cell(hide_code=True)
+def colours():
+    quantity = mo.ui.radio(list(figures.VIEWS), value="measure", label="**colour**")
+    palette = mo.ui.radio(["split", "paper"], value="split", label="**palette**")
+    return palette, quantity
+
+
+@app.cell(hide_code=True)
+def side(choose, dtype, grid, palette, preset, quantity, steps, window):
+    mo.sidebar(
+        [mo.md("### Map"), preset, window, grid, steps, dtype, choose, quantity, palette],
+        width="15rem",
     )
     return
 
 
 @app.cell(hide_code=True)
-def places(control, get_forward, view):
-    back = mo.ui.run_button(label="← back", disabled=view.parent is None)
-    forward = mo.ui.run_button(label="forward →", disabled=not get_forward())
+def choosing(attempt, choose, dtype, go, grid, preset, steps, window):
+    mo.stop(not choose.value)
+    attempt(
+        lambda: go(
+            explore.preset_view(
+                ROOT,
+                preset.value,
+                published=window.value == "published",
+                grid=grid.value,
+                steps=int(steps.value),
+                dtype=dtype.value,
+            ),
+            preset.value,
+        )
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def places(control, get_history, view):
+    _past, _future = get_history()
+    back = mo.ui.run_button(label="←\u00a0back", disabled=not _past and view.parent is None)
+    forward = mo.ui.run_button(label="forward\u00a0→", disabled=not _future)
     place = mo.ui.dropdown(explore.places(ROOT), label="places")
     opened = mo.ui.dropdown(explore.runs(ROOT), label="runs", searchable=True)
     mark = mo.ui.text(placeholder="name this view")
@@ -106,22 +139,29 @@ def places(control, get_forward, view):
 
 
 @app.cell(hide_code=True)
-def moving(back, drop, forward, get_forward, go, keep, mark, opened, place, view):
+def moving(attempt, back, forward, get_address, get_history, go, opened, place, turn_to, view):
+    _past, _future = get_history()
     if back.value:
-        go(explore.open_view(ROOT, view.parent.name), forward=(view.name, *get_forward()))
+        _before = _past[-1] if _past else {"run": view.parent.name}
+        turn_to(_before, _past[:-1], (get_address(), *_future))
     elif forward.value:
-        _next, *_rest = get_forward()
-        go(explore.open_view(ROOT, _next), forward=tuple(_rest))
-    elif keep.value:
-        explore.bookmark(ROOT, mark.value or view.name, view.name)
-        go(view)
-    elif drop.value:
-        explore.forget(ROOT, view.name)
-        go(view)
+        turn_to(_future[0], (*_past, get_address()), _future[1:])
     elif opened.value:
-        go(explore.open_view(ROOT, opened.value))
+        attempt(lambda: go(explore.open_view(ROOT, opened.value)))
     elif place.value:
-        go(explore.from_address(ROOT, place.value), place.value.get("preset", ""))
+        _preset = place.value.get("preset", "")
+        attempt(lambda: go(explore.from_address(ROOT, place.value), _preset))
+    return
+
+
+@app.cell(hide_code=True)
+def marking(attempt, drop, get_address, get_history, keep, mark, turn_to, view):
+    if keep.value:
+        attempt(lambda: explore.bookmark(ROOT, mark.value or view.name, view.name))
+    elif drop.value:
+        attempt(lambda: explore.forget(ROOT, view.name))
+    if keep.value or drop.value:
+        turn_to(get_address(), *get_history())
     return
 
 
@@ -160,7 +200,7 @@ def actions(control, inner, view):
 @app.cell(hide_code=True)
 def canvas(view):
     # Built once per view. Whoever repaints names `raw`; naming `heat` would run on every drag.
-    raw = explore.widget(ROOT, view)
+    raw = portrait.widget(ROOT, view)
     heat = mo.ui.anywidget(raw)
     heat
     return heat, raw
@@ -168,25 +208,25 @@ def canvas(view):
 
 @app.cell(hide_code=True)
 def painting(palette, quantity, raw, view):
-    explore.keep_painted(raw, ROOT, view, quantity.value, palette.value)
+    portrait.keep_painted(raw, ROOT, view, quantity.value, palette.value)
     return
 
 
 @app.cell(hide_code=True)
-def acting(cancel, control, go, inner, start, view, zoom_in):
+def acting(attempt, cancel, control, go, inner, start, view, zoom_in):
     if zoom_in.value and inner is not None:
-        go(explore.begin(inner) if control else inner)
+        attempt(lambda: go(explore.begin(inner) if control else inner))
     elif start.value and control:
-        go(explore.begin(view))
+        attempt(lambda: go(explore.begin(view)))
     elif cancel.value and control:
-        engine.stop(view.path)
+        attempt(lambda: engine.stop(view.path))
     return
 
 
 @app.cell(hide_code=True)
 def loss_curves(heat, view):
     mo.stop(not heat.point, mo.md("*Click a point of the map to train it again and see its loss.*"))
-    _frame = explore.curves(view, *heat.point)
+    _frame = portrait.curves(view, *heat.point)
     _labels, _colours = [o.name for o in Outcome], list(figures.PALETTES["split"].outcomes)
     _chart = (
         alt.Chart(_frame)

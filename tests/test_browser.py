@@ -279,7 +279,7 @@ def test_a_view_begins_with_the_picture_of_its_parent(onlooker, tab):
     parent = explore.open_view(onlooker.root, "parent")
     with tab(onlooker, "?run=child") as page:
         says(page, "status", "^stopped: 0 of 16,384 runs")
-        shows(page, figures.paint(explore.compose(child, parent), palette="split", view="measure"))
+        shows(page, figures.paint(portrait.compose(child, parent), palette="split", view="measure"))
 
 
 def test_a_run_outlives_its_tab(app, tab):

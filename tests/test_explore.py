@@ -13,9 +13,21 @@ import psutil
 import pytest
 from PIL import Image as Picture
 
-from fractal_core import Axis, Refused, Region, Store, Sweep, TinyNetworks, engine, explore, warm
+from fractal_core import (
+    Axis,
+    Outcome,
+    Refused,
+    Region,
+    Store,
+    Sweep,
+    TinyNetworks,
+    engine,
+    explore,
+    portrait,
+    warm,
+)
 from fractal_core.engine import run_here
-from fractal_core.explore import View, address, compose, from_address, open_view, zoomed
+from fractal_core.explore import View, address, from_address, open_view, zoomed
 from fractal_core.figures import paint
 from fractal_core.store import Image
 
@@ -47,8 +59,8 @@ def test_looking_writes_nothing(root):
     before = sorted(root.rglob("*"))
     view = from_address(root, {})
     explore.cost(zoomed(root, open_view(root, "whole"), [0.1, 10.0, 0.1, 10.0]))
-    compose(view, None)
-    explore.widget(root, view)
+    portrait.compose(view, None)
+    portrait.widget(root, view)
     assert sorted(root.rglob("*")) == before
 
 
@@ -62,6 +74,9 @@ def test_looking_writes_nothing(root):
         {"preset": "tanh", "x": "1"},
         {"preset": "tanh", "x": "10,1"},
         {"preset": "tanh", "grid": "many"},
+        {"preset": "tanh", "grid": "16384"},
+        {"preset": "tanh", "steps": "1000000000"},
+        {"preset": "tanh", "x": ["1,2", "3,4"]},
         {"preset": "tanh", "x": "1,1.0000000000000004"},
     ],
 )
@@ -102,7 +117,7 @@ def test_a_picture_takes_the_parent_until_its_own_points_come(root):
     """First the parent's cells, then each level over the coarser ones, then only its own."""
     whole = open_view(root, "whole")
     inner = zoomed(root, whole, [1e-2, 1e3, 1e-1, 1e4])
-    scaled = compose(inner, whole)
+    scaled = portrait.compose(inner, whole)
     assert not scaled.measure.mask.any()
     rows, cols = inner.sweep.grid.shape
     for row, col in [(0, 0), (rows - 1, 0), (3, cols - 1)]:
@@ -114,20 +129,20 @@ def test_a_picture_takes_the_parent_until_its_own_points_come(root):
     running = run_here(store)
     while {unit.level for unit in store.missing()} & {3, 2}:
         next(running)
-    middle, own = compose(inner, whole), store.image()
+    middle, own = portrait.compose(inner, whole), store.image()
     assert own.measure.mask.any()
     assert not middle.measure.mask.any()
     assert middle.measure[5, 6] == own.measure[4, 4]
     assert np.all(middle.measure[~own.measure.mask] == own.measure[~own.measure.mask])
     for _ in running:
         pass
-    assert np.array_equal(compose(inner, whole).measure, store.image().measure)
+    assert np.array_equal(portrait.compose(inner, whole).measure, store.image().measure)
 
 
 def test_without_a_parent_unknown_cells_stay_missing(root):
     """Grey, not guessed."""
     view = from_address(root, {})
-    assert compose(view, None).outcome.mask.all()
+    assert portrait.compose(view, None).outcome.mask.all()
 
 
 def test_cost_counts_what_is_missing(root):
@@ -155,7 +170,7 @@ def test_curves_are_those_of_the_sweep(root):
     whole = open_view(root, "whole")
     image = whole.store.image()
     x, y = float(whole.sweep.grid.x[5]), float(whole.sweep.grid.y[7])
-    frame = explore.curves(whole, x, y)
+    frame = portrait.curves(whole, x, y)
     assert set(frame.run) == {
         "here", "north", "north-east", "east", "south-east", "south", "south-west", "west",
         "north-west",
@@ -164,21 +179,21 @@ def test_curves_are_those_of_the_sweep(root):
     assert len(here) == SMALL.steps
     assert here.loss.iloc[0] == image.first_loss[7, 5]
     north = frame[frame.run == "north"].outcome.iloc[0]
-    assert north == explore.Outcome(image.outcome[8, 5]).name
-    corner = explore.curves(whole, 1e-3, 1e-3)
+    assert north == Outcome(image.outcome[8, 5]).name
+    corner = portrait.curves(whole, 1e-3, 1e-3)
     assert set(corner.run) == {"here", "north", "north-east", "east"}
 
 
 def test_the_widget_shows_the_run(root):
     """One PNG pixel per cell, row 0 at the bottom, values for hovering with nan for missing."""
     whole = open_view(root, "whole")
-    canvas = explore.widget(root, whole)
-    explore.keep_painted(canvas, root, whole)
+    canvas = portrait.widget(root, whole)
+    portrait.keep_painted(canvas, root, whole)
     image = whole.store.image()
     shown = np.asarray(Picture.open(io.BytesIO(canvas.png)))
     np.testing.assert_array_equal(shown, paint(image)[::-1])
-    values = np.frombuffer(canvas.values, "<f4").reshape(16, 24)
-    np.testing.assert_array_equal(values, image.measure.astype("f4"))
+    values = np.frombuffer(canvas.values, "<f8").reshape(16, 24)
+    np.testing.assert_array_equal(values, image.measure)
     assert canvas.status["text"].startswith("complete")
     assert (canvas.shape, canvas.xaxis["low"], canvas.yaxis["high"]) == ([16, 24], 1e-3, 1e6)
 
@@ -197,8 +212,8 @@ def test_news_is_painted_when_the_browser_asks(root):
     inner = zoomed(root, whole, [1e-2, 1e3, 1e-1, 1e4])
     store = Store.create(inner.path, inner.sweep, block=8)
     inner = View(inner.sweep, inner.path, store, whole.path)
-    canvas = explore.widget(root, inner)
-    explore.keep_painted(canvas, root, inner)
+    canvas = portrait.widget(root, inner)
+    portrait.keep_painted(canvas, root, inner)
     first = canvas.png
     canvas._handle_custom_msg("news?", [])
     assert canvas.png is first
@@ -206,6 +221,40 @@ def test_news_is_painted_when_the_browser_asks(root):
     canvas._handle_custom_msg("news?", [])
     assert canvas.png != first
     assert "stopped" in canvas.status["text"]
+
+
+def test_only_the_last_painter_answers(root, monkeypatch):
+    """Changing the palette replaces who paints; pictures of stale choices are not sent."""
+    whole = open_view(root, "whole")
+    canvas = portrait.widget(root, whole)
+    asked: list[str] = []
+    for name in ("one", "two"):
+        canvas.answer(lambda name=name: asked.append(name))
+    canvas._handle_custom_msg("news?", [])
+    assert asked == ["two"]
+
+
+def test_a_broken_neighbour_spoils_nothing(root):
+    """Unreadable recipes, recipes of other code and broken links beside a run are passed over."""
+    for name, text in {"torn": "{", "list": "[]", "old": '{"id": "x"}'}.items():
+        (root / name).mkdir()
+        (root / name / "sweep.json").write_text(text)
+        (root / name / "origin.json").write_text('{"parent": "whole"}')
+    (root / "whole" / "origin.json").write_text('{"parent": "torn"}')
+    whole = open_view(root, "whole")
+    assert explore.children(root, whole) == []
+    assert from_address(root, {}).store is None
+    canvas = portrait.widget(root, whole)
+    portrait.keep_painted(canvas, root, whole)
+    assert canvas.status["text"].startswith("complete")
+
+
+def test_choices_follow_the_view(root):
+    """What a person would have chosen to get there."""
+    view = from_address(root, {"preset": "relu", "window": "published", "grid": "64"})
+    assert explore.chosen(view) == {
+        "preset": "relu", "window": "published", "grid": 64, "steps": 1000, "dtype": "float64",
+    }  # fmt: skip
 
 
 def test_bookmarks_are_kept_and_forgotten(root):
@@ -248,6 +297,9 @@ def test_starting_twice_is_starting_once(root):
         thread.join()
     assert len(set(pids)) == 1
     assert os.getsid(pids[0]) == pids[0] != os.getsid(0)
+    while not (events := store.path / "state" / "events.jsonl").exists():
+        time.sleep(0.01)
+    assert events.read_text().count('"started"') == 1
     assert engine.stop(store.path)
     assert engine.progress(store).process is None
     assert not engine.stop(store.path)

@@ -2,9 +2,7 @@
 
 import os
 import secrets
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -33,16 +31,15 @@ def open(
     file = Path(fractal_core.__file__).parent.parent / "notebooks" / f"{notebook}.py"
     if not file.exists():
         raise Refused(f"{file} is not there; open notebooks from a checkout of the repository")
-    with tempfile.TemporaryDirectory(prefix="fractal-") as folder:
-        # A file, because the arguments of a process can be read by every user of the machine.
-        token = Path(folder) / "token"
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_urlsafe(24))
-        command = [sys.executable, "-m", "marimo", "run", str(file), "--host", "127.0.0.1"]
-        command += ["--token", "--token-password-file", str(token), "--session-ttl", "60"]
-        command += ["--port", str(port)] if port else []
-        command += [] if browser else ["--headless"]
-        environment = os.environ | {"FRACTAL_ALLOW_CONTROL": "1" if allow_control else "0"}
-        code = subprocess.run(command, env=environment, check=False).returncode
-    if code not in (0, 130, -2):
-        raise Refused(f"marimo ended with code {code}; its message is above")
+    # A pipe, because the arguments of a process can be read by every user of the machine; and no
+    # process beside marimo's own, so that whatever ends this command ends the server.
+    reading, writing = os.pipe()
+    os.write(writing, secrets.token_urlsafe(24).encode())
+    os.close(writing)
+    os.set_inheritable(reading, True)
+    command = [sys.executable, "-m", "marimo", "run", str(file), "--host", "127.0.0.1"]
+    command += ["--token", "--token-password-file", f"/dev/fd/{reading}", "--session-ttl", "60"]
+    command += ["--port", str(port)] if port else []
+    command += [] if browser else ["--headless"]
+    environment = os.environ | {"FRACTAL_ALLOW_CONTROL": "1" if allow_control else "0"}
+    os.execve(sys.executable, command, environment)
