@@ -28,7 +28,7 @@ from fractal_core.plane import Grid, Region
 from fractal_core.store import Files, Image
 from fractal_core.ticks import ticks
 
-VIEWS = ("measure", "outcome", "final_loss", "steps")
+QUANTITIES = ("measure", "outcome", "final_loss", "steps")
 RANKED = colormaps["cividis"]
 FORMATS = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 PALE = 0.25
@@ -120,18 +120,20 @@ def paint(
     image: Image,
     *,
     palette: str = "split",
-    view: str = "measure",
+    quantity: str = "measure",
     reference: Sequence[np.ma.MaskedArray] = (),
 ) -> UInt8[np.ndarray, "rows cols 3"]:
     """The colours of a map, one per cell, row 0 at the lowest y; missing cells are grey."""
-    for what, name, known in (("palette", palette, PALETTES), ("view", view, VIEWS)):
+    for what, name, known in (("palette", palette, PALETTES), ("quantity", quantity, QUANTITIES)):
         if name not in known:
             raise Refused(f"{what} {name!r} is not one of {', '.join(known)}")
-    if view == "outcome":
+    if quantity == "outcome":
         table = np.array([to_rgb(c) for c in (MISSING, *PALETTES[palette].outcomes)])
         return (table * 255).round().astype(np.uint8)[image.outcome.filled(0)]
-    if view != "measure":
-        return RANKED.with_extremes(bad=MISSING)(_ranks(getattr(image, view)), bytes=True)[..., :3]
+    if quantity != "measure":
+        return RANKED.with_extremes(bad=MISSING)(_ranks(getattr(image, quantity)), bytes=True)[
+            ..., :3
+        ]
     sides = PALETTES[palette].sides.with_extremes(bad=MISSING)
     return sides((equalise(image.measure, reference) + 1) / 2, bytes=True)[..., :3]
 
@@ -149,7 +151,7 @@ def map_figure(
     image: Image,
     *,
     palette: str = "split",
-    view: str = "measure",
+    quantity: str = "measure",
     child: Region | None = None,
     title: str | None = None,
     caption: str | None = None,
@@ -165,7 +167,7 @@ def map_figure(
         image: The map so far. Missing cells are grey, and their share is said.
         palette: A name in `PALETTES`: `split` is safe for colour-blind readers, `paper` is the
             colouring of Sohl-Dickstein 2024.
-        view: `measure` shades how fast a run learned or blew up, `outcome` shows the three labels,
+        quantity: `measure` shades how fast a run learned or blew up, `outcome` shows the three labels,
             `final_loss` and `steps` (those before it blew up) shade their ranks.
         child: A part of the region to mark, with a ring around it where it is tiny.
         title, caption: Text above the map, and small text below it.
@@ -173,26 +175,28 @@ def map_figure(
         width_mm: 89 and 183 are the widths of one and two columns in most journals.
 
     Raises:
-        Refused: No such palette or view, an unreasonable width, or a child that sticks out.
+        Refused: No such palette or quantity, an unreasonable width, or a child that sticks out.
     """
     if not WIDTHS[0] <= width_mm <= WIDTHS[1]:
         raise Refused(f"a width of {width_mm} mm; choose between {WIDTHS[0]} and {WIDTHS[1]} mm")
-    colours = paint(image, palette=palette, view=view)
+    colours = paint(image, palette=palette, quantity=quantity)
     with style.context(["default", STYLE]):
         page = _Page(float(width_mm), image.grid.region, labels)
         page.paragraph(title or "", LARGE, page.left)
-        if view == "measure":
+        if quantity == "measure":
             page.bar(
                 np.concatenate([-np.linspace(PALE, 1, 256), np.linspace(1, PALE, 256)]) / 2 + 0.5,
                 PALETTES[palette].sides,
                 ("trained faster", "slower", "slower", "blew up faster"),
             )
-        elif view != "outcome":
+        elif quantity != "outcome":
             ends = (
-                ("lower final loss", "higher") if view == "final_loss" else ("fewer steps", "more")
+                ("lower final loss", "higher")
+                if quantity == "final_loss"
+                else ("fewer steps", "more")
             )
             page.bar(np.linspace(0, 1, 512), RANKED, (ends[0], "", "", ends[1]))
-        page.legend(_swatches(image, palette, view))
+        page.legend(_swatches(image, palette, quantity))
         axes = page.map_axes(image.grid)
         # "none" is what leaves the picture at native pixels in a PDF; "nearest" resamples it.
         extent = (0, colours.shape[1], 0, colours.shape[0])
@@ -321,10 +325,10 @@ class _Page:
         return self.figure
 
 
-def _swatches(image: Image, palette: str, view: str) -> list[tuple[str, str]]:
+def _swatches(image: Image, palette: str, quantity: str) -> list[tuple[str, str]]:
     """Colours and texts of the legend; missing cells are named only where there are some."""
     named: list[tuple[str, str]] = []
-    if view == "outcome":
+    if quantity == "outcome":
         texts = ("trainable", "untrainable", "diverged")
         named += zip(PALETTES[palette].outcomes, texts, strict=True)
     share = 100 * np.ma.getmaskarray(image.outcome).mean()

@@ -202,7 +202,7 @@ function render({ model, el }) {
     const bytes = model.get("values");
     if (bytes && bytes.byteLength === 8 * rows * cols) {
       const value = bytes.getFloat64(8 * (row * cols + col), true);
-      text += `   ${model.get("view")} ${Number.isNaN(value) ? "not computed" : value.toPrecision(8)}`;
+      text += `   ${model.get("quantity")} ${Number.isNaN(value) ? "not computed" : value.toPrecision(8)}`;
     }
     readout.textContent = text;
   }

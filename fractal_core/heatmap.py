@@ -35,7 +35,7 @@ class Heatmap(anywidget.AnyWidget):
 
     png = traitlets.Bytes(b"").tag(sync=True)
     values = traitlets.Bytes(b"").tag(sync=True)
-    view = traitlets.Unicode("measure").tag(sync=True)
+    quantity = traitlets.Unicode("measure").tag(sync=True)
     shape = traitlets.List(traitlets.Int(), [1, 1]).tag(sync=True)
     xaxis = traitlets.Dict().tag(sync=True)
     yaxis = traitlets.Dict().tag(sync=True)
@@ -49,13 +49,13 @@ class Heatmap(anywidget.AnyWidget):
         self,
         colours: UInt8[np.ndarray, "rows cols 3"],
         values: Float[np.ndarray, "rows cols"],
-        view: str,
+        quantity: str,
     ) -> None:
         """Replace the picture and what hovering says; row 0 is the lowest y, nan is missing."""
         buffer = io.BytesIO()
         Picture.fromarray(colours[::-1]).save(buffer, "PNG", compress_level=1)
         with self.hold_sync():
-            self.view = view
+            self.quantity = quantity
             self.png = buffer.getvalue()
             small = values.size <= LARGEST_HOVER
             self.values = values.astype("<f8").tobytes() if small else b""

@@ -79,7 +79,7 @@ def keep_painted(
             image = compose(view, parent)
             values = view.store.image() if view.store is not None else image
             canvas.show(
-                figures.paint(image, palette=palette, view=quantity),
+                figures.paint(image, palette=palette, quantity=quantity),
                 np.ma.getdata(getattr(values, quantity).astype(np.float64).filled(np.nan)),
                 quantity.replace("_", " "),
             )

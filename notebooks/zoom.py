@@ -90,7 +90,7 @@ def settings(view):
 
 @app.cell(hide_code=True)
 def colours():
-    quantity = mo.ui.radio(list(figures.VIEWS), value="measure", label="**colour**")
+    quantity = mo.ui.radio(list(figures.QUANTITIES), value="measure", label="**colour**")
     palette = mo.ui.radio(["split", "paper"], value="split", label="**palette**")
     return palette, quantity
 

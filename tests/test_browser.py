@@ -203,7 +203,7 @@ def shows(page, colours: np.ndarray, share: float = 1.0) -> None:
 
 
 def picture(store: Store) -> np.ndarray:
-    return figures.paint(store.image(), palette="split", view="measure")
+    return figures.paint(store.image(), palette="split", quantity="measure")
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -290,7 +290,10 @@ def test_a_view_begins_with_the_picture_of_its_parent(onlooker, tab):
     parent = explore.open_view(onlooker.root, "parent")
     with tab(onlooker, "?run=child") as page:
         says(page, "status", "^stopped: 0 of 16,384 runs")
-        shows(page, figures.paint(portrait.compose(child, parent), palette="split", view="measure"))
+        shows(
+            page,
+            figures.paint(portrait.compose(child, parent), palette="split", quantity="measure"),
+        )
 
 
 def test_a_run_outlives_its_tab(app, tab):

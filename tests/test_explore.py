@@ -198,12 +198,12 @@ def test_the_widget_shows_the_run(root):
     assert (canvas.shape, canvas.xaxis["low"], canvas.yaxis["high"]) == ([16, 24], 1e-3, 1e6)
 
 
-@pytest.mark.parametrize("view", ["measure", "outcome", "final_loss", "steps"])
-def test_every_quantity_can_be_painted(root, view):
+@pytest.mark.parametrize("quantity", ["measure", "outcome", "final_loss", "steps"])
+def test_every_quantity_can_be_painted(root, quantity):
     """Also where nothing is there yet."""
     whole = open_view(root, "whole")
-    assert paint(whole.store.image(), view=view).shape == (16, 24, 3)
-    assert len(np.unique(paint(Image.empty(whole.sweep.grid), view=view))) == 1
+    assert paint(whole.store.image(), quantity=quantity).shape == (16, 24, 3)
+    assert len(np.unique(paint(Image.empty(whole.sweep.grid), quantity=quantity))) == 1
 
 
 def test_news_is_painted_when_the_browser_asks(root):

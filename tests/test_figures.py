@@ -226,7 +226,7 @@ def test_the_outcome_view_has_one_colour_a_label():
     outcome = np.tile([1, 2, 3, 3], (16, 6))
     missing = np.zeros((16, 24), bool)
     missing[:, 3] = True
-    colours = paint(picture_of(WIDE, missing, outcome), view="outcome")
+    colours = paint(picture_of(WIDE, missing, outcome), quantity="outcome")
     wanted = [to_rgb(colour) for colour in (*PALETTES["split"].outcomes, MISSING)]
     np.testing.assert_allclose(colours[7, :4] / 255, wanted, atol=0.003)
 
@@ -333,15 +333,17 @@ CAPTION = (
 
 
 @pytest.mark.parametrize("name", list(REGIONS))
-@pytest.mark.parametrize(("width", "view"), [(70, "outcome"), (89, "measure"), (183, "measure")])
-def test_no_text_touches_another_or_leaves_the_page(name, width, view):
+@pytest.mark.parametrize(
+    ("width", "quantity"), [(70, "outcome"), (89, "measure"), (183, "measure")]
+)
+def test_no_text_touches_another_or_leaves_the_page(name, width, quantity):
     """At the printed size every text is at least 6 pt, inside the page and clear of the others."""
     if width == 183 and name != "deepest":
         return
     missing = np.indices(Grid.over(REGIONS[name]).shape)[0] == 1
     figure = map_figure(
         picture_of(REGIONS[name], missing),
-        view=view,
+        quantity=quantity,
         title="A title that is rather long for a figure of a single column, so that it wraps",
         caption=CAPTION,
         labels=("learning rate of the input layer", "learning rate of the output layer"),
@@ -495,18 +497,18 @@ def test_a_fine_map_gets_the_dots_that_it_needs():
 def test_the_share_of_missing_cells_is_said(cells, said):
     """In words beside a grey square, and only where something is missing."""
     missing = (np.arange(384) < cells).reshape(16, 24)
-    for view in ("measure", "outcome"):
-        spoken = said_in(map_figure(picture_of(WIDE, missing), view=view))
+    for quantity in ("measure", "outcome"):
+        spoken = said_in(map_figure(picture_of(WIDE, missing), quantity=quantity))
         assert ("not computed yet" in spoken) == (said is not None)
         assert said is None or f"{said} not computed yet" in spoken
 
 
 def test_an_empty_picture_is_grey(tmp_path):
-    """Nothing computed yet is no error, in either view and whatever lies under the mask."""
+    """Nothing computed yet is no error, in either quantity and whatever lies under the mask."""
     image = picture_of(WIDE, np.ones((16, 24), bool))
-    for view in ("measure", "outcome"):
-        assert len(np.unique(paint(image, view=view).reshape(-1, 3), axis=0)) == 1
-        figure = map_figure(image, view=view)
+    for quantity in ("measure", "outcome"):
+        assert len(np.unique(paint(image, quantity=quantity).reshape(-1, 3), axis=0)) == 1
+        figure = map_figure(image, quantity=quantity)
         save(figure, tmp_path / "empty.png")
         assert "100 % not computed yet" in said_in(figure)
 
@@ -524,7 +526,7 @@ def test_the_colour_bar_says_which_side_is_trainable():
 
 def test_the_outcome_legend_pairs_colours_with_labels():
     """Each square stands left of its own word, and the colour bar is gone."""
-    figure = map_figure(picture_of(WIDE), view="outcome")
+    figure = map_figure(picture_of(WIDE), quantity="outcome")
     squares = [patch for patch in figure.findobj(Rectangle) if patch in figure.artists]
     colours = [matplotlib.colors.to_hex(square.get_facecolor()) for square in squares]
     assert colours == list(PALETTES["split"].outcomes)
@@ -585,12 +587,12 @@ def test_a_child_elsewhere_is_refused(child):
     ("wish", "match"),
     [
         ({"palette": "jet"}, "split, paper"),
-        ({"view": "loss"}, "measure, outcome"),
+        ({"quantity": "loss"}, "measure, outcome"),
         ({"width_mm": 20.0}, "between 70 and"),
     ],
 )
 def test_unknown_wishes_are_refused(wish, match):
-    """A palette, view or width that does not exist is refused by naming those that do."""
+    """A palette, quantity or width that does not exist is refused by naming those that do."""
     # Called past the run-time type check, which would name the type before the choice.
     with pytest.raises(Refused, match=match):
         getattr(map_figure, "__wrapped__", map_figure)(picture_of(WIDE), **wish)

@@ -20,7 +20,7 @@ def show(
     *,
     out: Path,
     palette: Literal["split", "paper"] = "split",
-    view: Literal["measure", "outcome", "final_loss", "steps"] = "measure",
+    quantity: Literal["measure", "outcome", "final_loss", "steps"] = "measure",
     child: Path | None = None,
     title: str | None = None,
 ) -> None:
@@ -30,7 +30,7 @@ def show(
         run: The run folder.
         out: Figure to write; .png, .pdf or .svg.
         palette: `split` is safe for the colour-blind, `paper` is the published one.
-        view: The equalised measure, the outcomes, or the ranks of the final loss or of the steps.
+        quantity: The equalised measure, the outcomes, or the ranks of the final loss or of the steps.
         child: Another run whose region is marked in the picture.
         title: Above the picture.
     """
@@ -39,7 +39,7 @@ def show(
     figure = figures.map_figure(
         store.image(),
         palette=palette,
-        view=view,
+        quantity=quantity,
         child=inner,
         title=title,
         labels=store.sweep.labels,
