@@ -76,10 +76,14 @@ def start_detached(path: Path, patience: float = 60.0) -> int:
         return holder
     log = path / "state" / "log.txt"
     said = log.stat().st_size if log.exists() else 0
+    since = time.time()
     pid = warm.start(path)
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if holder := lock_holder(path):
+            if holder != pid:
+                # Another start came first. Ours must not take over once that one is stopped.
+                _dismiss(pid, since)
             return holder
         if _ended(pid):
             break
@@ -88,6 +92,14 @@ def start_detached(path: Path, patience: float = 60.0) -> int:
     if (holder := lock_holder(path)) is None and _ended(pid) and "complete" not in "".join(last):
         raise Refused("".join(last).removeprefix("fractal: ") or "the process ended at once")
     return holder or pid
+
+
+def _dismiss(pid: int, since: float) -> None:
+    """End a process that was begun after `since`, and none that got its number later."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if process.create_time() >= since - 1.0:
+            process.kill()
 
 
 def _ended(pid: int) -> bool:

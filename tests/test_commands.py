@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,14 +105,16 @@ def test_zoom_takes_cells_or_values(finished):
 
 def test_detached_runs_finish_by_themselves(finished):
     """The process is its own session, so closing the terminal does not end it."""
-    assert fractal("new", "away", *SMALL, "--seed", "5", cwd=finished).returncode == 0
+    slow = ("--steps", "60000", *SMALL[2:])
+    assert fractal("new", "away", *slow, "--seed", "5", cwd=finished).returncode == 0
     answer = fractal("run", "away", "--detach", cwd=finished)
     assert answer.returncode == 0, answer.stderr
+    pid = int(re.search(r"process (\d+) works", answer.stdout)[1])
+    assert os.getsid(pid) == pid != os.getsid(0)
     for _ in range(600):
         state = json.loads(fractal("status", "away", "--json", cwd=finished).stdout)
-        if state["process"]:
-            assert os.getsid(state["process"]) == state["process"] != os.getsid(0)
-        if state["done"] == state["points"] and not state["process"]:
+        assert state["process"] in (pid, None)
+        if state["process"] is None:
             break
     assert state["done"] == 384
 

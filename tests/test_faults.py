@@ -47,9 +47,9 @@ def uninterrupted(tmp_path_factory) -> Store:
 def survives(path: Path, uninterrupted: Store, kills: int, how: signal.Signals) -> None:
     """Kill a run over and over at random instants, then let it end, and compare."""
     store = Store.create(path, SWEEP, block=8)
-    dice = random.Random(0)
-    killed = 0
-    while killed < kills:
+    dice = random.Random()
+    finished: dict[str, bytes] = {}
+    for _ in range(kills):
         before = len(store.missing())
         process = start(path)
         # Wait until it works, so that the kill meets training and commits and not only imports.
@@ -58,10 +58,11 @@ def survives(path: Path, uninterrupted: Store, kills: int, how: signal.Signals) 
         time.sleep(dice.uniform(0, 0.3))
         assert process.poll() is None, "the run ended before it could be killed; make it longer"
         process.send_signal(how)
-        process.wait()
-        finished = {key: store.files.get(key) for key in store.files.list("units")}
-        assert all(unpack(data) for data in finished.values()), "torn"
-        killed += 1
+        assert process.wait() == (130 if how == signal.SIGINT else -how)
+        now = {key: store.files.get(key) for key in store.files.list("units")}
+        assert all(unpack(data) for data in now.values()), "torn"
+        assert finished.items() <= now.items(), "lost or rewritten"
+        finished = now
     process = start(path)
     assert process.wait() == 0
     assert all(store.files.get(key) == data for key, data in finished.items()), "rewritten"
@@ -77,10 +78,12 @@ def survives(path: Path, uninterrupted: Store, kills: int, how: signal.Signals) 
                 np.testing.assert_array_equal(mine[name], clean[name])
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_equals_an_uninterrupted_one(tmp_path, uninterrupted, how):
-    """Three kills at random instants."""
-    survives(tmp_path / "run", uninterrupted, 3 if how == signal.SIGKILL else 1, how)
+@pytest.mark.parametrize(
+    ("how", "kills"), [(signal.SIGKILL, 3), (signal.SIGINT, 1), (signal.SIGTERM, 1)]
+)
+def test_a_killed_run_equals_an_uninterrupted_one(tmp_path, uninterrupted, how, kills):
+    """Killed outright three times, or asked to end once."""
+    survives(tmp_path / "run", uninterrupted, kills, how)
 
 
 @pytest.mark.faults

@@ -1,6 +1,9 @@
 """The CPU kernel against the contract, bit for bit."""
 
-import logging
+import os
+import re
+import subprocess
+import sys
 from dataclasses import fields, replace
 from fractions import Fraction
 from math import copysign, inf, isfinite, isnan, nan, ulp
@@ -456,15 +459,31 @@ def test_layout_of_the_arrays_changes_nothing():
     assert_same(cpu.train(other, np.asfortranarray(hyper)), cpu.train(problem, hyper))
 
 
-def test_a_compile_is_announced(caplog):
-    """The caller can know beforehand, and the log says, that a compile takes its time."""
-    problem = problem_of("identity", width=1, samples=2)
-    cpu._kernel.cache_clear()
-    known = cpu.is_compiled(problem)
-    with caplog.at_level(logging.INFO, logger=cpu.__name__):
-        cpu.train(problem, points_of(1))
-    assert ("compiling" in caplog.text) == (not known)
-    assert cpu.is_compiled(problem)
+def test_a_compile_is_announced_and_happens_once(tmp_path):
+    """The first process says that it compiles and for how long, the next finds the code on disk."""
+    code = (
+        "import logging, numpy as np\n"
+        "from fractal_core import TinyNetworks\n"
+        "from fractal_core.kernels import cpu\n"
+        "logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
+        "network = TinyNetworks(activation='identity', width=1, samples=2, steps=21)\n"
+        "print(cpu.is_compiled(network.problem(0)))\n"
+        "network.run(np.ones((1, 2)), seed=0)\n"
+        "print(cpu.is_compiled(network.problem(0)))"
+    )
+    answers = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for _ in range(2)
+    ]
+    assert [answer.stdout.split() for answer in answers] == [["False", "True"], ["True", "True"]]
+    assert re.search(r"took \d+\.\d s", answers[0].stderr)
+    assert answers[1].stderr == ""
 
 
 @pytest.mark.parametrize(

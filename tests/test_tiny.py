@@ -85,7 +85,7 @@ def test_published_measures_come_back(name, preset, agreement, median):
 
 @pytest.mark.parametrize("way", [WAYS[0], WAYS[1], WAYS[6], SMALL, replace(SMALL, dtype="float32")])
 def test_bits_do_not_depend_on_company(way):
-    """Batches of 1, 7 and 333, another order, one thread or two: the same bits."""
+    """Batches of 1, 7 and 333, another order: the same bits, for every way of training."""
     points = random_points(400)
     whole = way.run(points, seed=0)
     assert len(np.unique(whole.outcome)) > 1
