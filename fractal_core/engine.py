@@ -76,14 +76,14 @@ def start_detached(path: Path, patience: float = 60.0) -> int:
         return holder
     log = path / "state" / "log.txt"
     said = log.stat().st_size if log.exists() else 0
-    since = time.time()
     pid = warm.start(path)
+    born = _birth(pid)
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if holder := lock_holder(path):
             if holder != pid:
                 # Another start came first. Ours must not take over once that one is stopped.
-                _dismiss(pid, since)
+                _dismiss(pid, born)
             return holder
         if _ended(pid):
             break
@@ -94,12 +94,18 @@ def start_detached(path: Path, patience: float = 60.0) -> int:
     return holder or pid
 
 
-def _dismiss(pid: int, since: float) -> None:
-    """End a process that was begun after `since`, and none that got its number later."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        if process.create_time() >= since - 1.0:
-            process.kill()
+def _birth(pid: int) -> float | None:
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _dismiss(pid: int, born: float | None) -> None:
+    """End the process that was born then, and none that got its number later."""
+    if born is not None and _birth(pid) == born:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _ended(pid: int) -> bool:
