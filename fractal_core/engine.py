@@ -53,6 +53,7 @@ def run_here(store: Store) -> Iterator[Exit]:
             try:
                 outcomes = store.sweep.experiment.run(points, seed=store.sweep.seed)
             except Exception as error:
+                # Nothing is swallowed: the note is for `fractal status`, the error goes on up.
                 store.fail(unit, repr(error), text=traceback.format_exc())
                 raise
             seconds = time.perf_counter() - started

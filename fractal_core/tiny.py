@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float64
@@ -26,6 +26,10 @@ from jaxtyping import Float64
 from fractal_core.errors import Refused, require_known
 from fractal_core.kernels.contract import CONTRACT, Problem
 from fractal_core.outcome import WINDOW, Outcomes
+
+Activation = Literal["tanh", "relu", "identity"]
+Dtype = Literal["float64", "float32"]
+Arrays = Literal["seeded", "full", "linear", "single"]
 
 AXES = {
     "lr_input": "input layer learning rate",
@@ -70,26 +74,26 @@ class TinyNetworks:
         Refused: A setting is out of range, or two of them contradict each other.
     """
 
-    activation: Literal["tanh", "relu", "identity"] = "tanh"
+    activation: Activation = "tanh"
     width: int = 16
     samples: int = 272
     batch: int | None = None
     steps: int = 1000
     window: int = WINDOW
-    dtype: Literal["float64", "float32"] = "float64"
+    dtype: Dtype = "float64"
     axes: tuple[str, str] = ("lr_input", "lr_output")
     lr_input: float = 1.0
     lr_output: float = 1.0
     offset: float = 0.0
     drift: float = 0.0
     exit: Literal["nonfinite", "1e12"] = "nonfinite"
-    arrays: Literal["seeded", "full", "linear", "single"] = "seeded"
+    arrays: Arrays = "seeded"
 
     def __post_init__(self):
-        require_known("activation", self.activation, ("tanh", "relu", "identity"))
-        require_known("dtype", self.dtype, ("float64", "float32"))
+        require_known("activation", self.activation, get_args(Activation))
+        require_known("dtype", self.dtype, get_args(Dtype))
         require_known("exit", self.exit, tuple(EXITS))
-        require_known("arrays", self.arrays, ("seeded", "full", "linear", "single"))
+        require_known("arrays", self.arrays, get_args(Arrays))
         for axis in self.axes:
             require_known("axis", axis, tuple(AXES))
         self._require_distinct_axes()

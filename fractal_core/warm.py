@@ -144,7 +144,8 @@ def _answer(
             os.dup2(log, 1)
             os.dup2(log, 2)
             code = work(["run", str(path)])
-        except BaseException:  # noqa: BLE001  (nothing may return into the server's loop)
+        except BaseException:  # noqa: BLE001
+            # A forked child must end here whatever happened, or it would serve beside its parent.
             traceback.print_exc()
         finally:
             sys.stdout.flush()

@@ -90,7 +90,7 @@ def test_bits_are_those_of_other_processors(cpu, tmp_path):
         "        print(name, t.digest(experiment, points))"
     )
     missing = [f for f in features.split(",") if f[1:] not in processor_flags()]
-    if missing:
+    if missing:  # its code would be an illegal instruction here
         pytest.skip(f"this processor cannot run code with {', '.join(missing)}")
     answer = subprocess.run(
         [sys.executable, "-c", code],

@@ -428,7 +428,8 @@ def test_width_of_the_registers_changes_no_bit(dtype, monkeypatch):
     variant = cpu.variant_for(problem)
     known = cpu.train(problem, points_of(21))
     for lanes, tile in [(2, 4), (4, 3), (8, 8)]:
-        monkeypatch.setattr(cpu, "variant_for", lambda _: variant._replace(lanes=lanes, tile=tile))  # noqa: B023
+        other = variant._replace(lanes=lanes, tile=tile)
+        monkeypatch.setattr(cpu, "variant_for", lambda _, other=other: other)
         assert_same(cpu.train(problem, points_of(21)), known)
 
 

@@ -6,10 +6,12 @@ best we know to make of it: `lax.scan` over the steps on 16 points at a time, on
 `torch` is autograd over stacked weights, 256 points at a time.
 """
 
+import importlib.util
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from fractal_core import machine
 from fractal_core.bench.rounds import Rates, Work, matrix_peak, take_turns
 from fractal_core.errors import Refused
 from fractal_core.kernels.contract import Problem
-from fractal_core.tiny import TinyNetworks
+from fractal_core.tiny import Activation, Dtype, TinyNetworks
 
 Train = Callable[[], np.ndarray]
 """Trains some points and returns the loss of each before every step, (points, steps)."""
@@ -36,26 +38,27 @@ class Case:
         dtype: Precision.
     """
 
-    activation: str
+    activation: Activation
     mode: str
-    dtype: str
+    dtype: Dtype
 
     def experiment(self, steps: int) -> TinyNetworks:
         """The paper's shapes: 272 samples, 16 for the identity, or a single one."""
         samples = {"single": 1}.get(self.mode, 16 if self.activation == "identity" else 272)
         return TinyNetworks(
-            activation=self.activation,  # type: ignore[arg-type]
+            activation=self.activation,
             samples=samples,
             batch=16 if self.mode == "minibatch" else None,
-            dtype=self.dtype,  # type: ignore[arg-type]
+            dtype=self.dtype,
             steps=steps,
         )
 
 
 def cases() -> Iterator[Case]:
     """Every activation, batch mode and precision that is benchmarked."""
-    ways = [(a, m) for a in ("tanh", "relu", "identity") for m in ("full", "minibatch", "single")]
-    for (activation, mode), dtype in itertools.product(ways, ("float64", "float32")):
+    modes = ("full", "minibatch", "single")
+    ways = itertools.product(get_args(Activation), modes, get_args(Dtype))
+    for activation, mode, dtype in ways:
         if (activation, mode) != ("identity", "minibatch"):
             yield Case(activation, mode, dtype)
 
@@ -240,10 +243,8 @@ def measure(case: Case, rounds: int, seconds: float) -> Result:
     Raises:
         Refused: JAX, which two of the contenders need, is not installed.
     """
-    try:
-        import jax  # noqa: F401  (only whether it is there)
-    except ImportError:
-        raise Refused("the benchmark needs JAX: `uv sync --extra bench` installs it") from None
+    if importlib.util.find_spec("jax") is None:
+        raise Refused("the benchmark needs JAX: `uv sync --extra bench` installs it")
     contenders = {
         "kernel": kernel(case, seconds),
         "paper": _sized(lambda steps: paper(case, 4096, steps), seconds),
