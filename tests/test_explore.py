@@ -297,7 +297,9 @@ def test_starting_twice_is_starting_once(root):
         thread.join()
     assert len(set(pids)) == 1
     assert os.getsid(pids[0]) == pids[0] != os.getsid(0)
-    while not (events := store.path / "state" / "events.jsonl").exists():
+    events, deadline = store.path / "state" / "events.jsonl", time.monotonic() + 30
+    # The lock is taken, and the file made, an instant before its first line is there.
+    while not (events.exists() and events.read_text()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert events.read_text().count('"started"') == 1
     assert engine.stop(store.path)
