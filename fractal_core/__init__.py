@@ -10,7 +10,9 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     errors        -1   the one exception that a user is meant to read
     plane          0   Axis, Region, Grid: index <-> cell <-> value, zoom, pitch in ulps
     outcome        0   Outcome, label rule, convergence measure
-    machine        0   what this machine and this code are
+    machine        0   what this machine and this code are, and its slots
+    pulse          0   signs of progress
+    redact         0   takes secrets out of what is written
     kernels        1   training loops under one numerical contract
     ticks          1   where an axis is marked, and with which digits
     sweep          1   Sweep, Unit, the plan of a map, the Experiment protocol, content id
@@ -18,14 +20,20 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     tiny           2   TinyNetworks: one hidden layer, one network per grid point
     figures        3   maps for screen and paper
     experiments    3   experiments and presets by name; opens a run folder
+    duty           3   who works on a run folder: locks, shares, journal
+    outlook        3   where to go next, and how long the rest takes
     heatmap        3   the map on a canvas in a notebook
     warm           3   a process that forks runs within milliseconds
-    engine         4   runs the missing units of a run folder
-    explore        5   views of the zoom notebook: addresses, costs, places
-    portrait       6   what a view looks like
-    bench          7   ratios of speed, contenders taking turns
-    commands       8   the command line, one short file per group
-    __main__       9   finds the command
+    worker         4   one process per slot, which trains units and commits them
+    agenda         5   what is done next, and what follows from a failure
+    local          6   workers on this machine
+    engine         6   runs the missing units of a run folder with a crew of workers
+    control        6   start, stop and watch a run from outside
+    explore        7   views of the zoom notebook: addresses, costs, places
+    portrait       8   what a view looks like
+    bench          9   ratios of speed, contenders taking turns
+    commands      10   the command line, one short file per group
+    __main__      11   finds the command
 
 Words: a *point* is one pair of values, a *cell* the small rectangle it stands in the middle of, a
 *unit* what is computed and committed together, a *run* training at one point, an *outcome* how it

@@ -28,32 +28,33 @@ def usage() -> str:
     return "usage: fractal COMMAND ... (fractal COMMAND --help tells more)\n" + "\n".join(lines)
 
 
-def dispatch(arguments: list[str]) -> None:
-    """Run the command that `arguments` name."""
+def dispatch(arguments: list[str]) -> int:
+    """Run the command that `arguments` name; returns its exit code."""
     import tyro
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
-        return
+        return 0
     name, *rest = arguments
     require_known("command", name, COMMANDS)
     module = importlib.import_module(f"fractal_core.commands.{COMMANDS[name][0]}")
-    tyro.cli(
+    code = tyro.cli(
         getattr(module, name),
         prog=f"fractal {name}",
         args=rest,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    return code or 0
 
 
 def execute(arguments: list[str]) -> int:
     """Run a command and say in one sentence what stopped it.
 
     Returns:
-        The exit code: 0 done, 2 refused, 130 interrupted.
+        The exit code: 0 done, 1 some units failed, 2 refused, 75 and 130 asked to stop.
     """
     try:
-        dispatch(arguments)
+        return dispatch(arguments)
     except Refused as error:
         print(f"fractal: {error}", file=sys.stderr)
         return 2
@@ -72,7 +73,6 @@ def execute(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 130
-    return 0
 
 
 def main() -> None:

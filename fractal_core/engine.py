@@ -1,183 +1,285 @@
-"""Runs the missing units of a run folder, here or in a process of its own."""
+"""Runs the missing units of a run folder: here, or on a crew of workers, or in a process of its own.
 
+A thread per slot hands units to whatever works there and takes back what became of them. Retries,
+back-off, halving and the breaker are the agenda's, once for every crew. Nothing here knows what
+training is; a unit that died is an `Exit`, never an exception.
+"""
+
+import collections
 import contextlib
 import os
+import queue
 import signal
+import threading
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Protocol, runtime_checkable
 
-import psutil
-
-from fractal_core import machine, warm
+from fractal_core import machine, worker
+from fractal_core.agenda import Agenda, Exit, Order, Policy
+from fractal_core.duty import WHOLE, Journal, Share, lock
 from fractal_core.errors import Refused
-from fractal_core.store import Store, lock_holder
+from fractal_core.machine import Slot
+from fractal_core.outlook import Outlook
+from fractal_core.store import Store
 from fractal_core.sweep import Unit
 
+LOOK_SECONDS = 5.0
 
-@dataclass(frozen=True)
-class Exit:
-    """What became of a unit.
 
-    Args:
-        unit: Which.
-        points: Points that it holds.
-        seconds: Wall time of their training.
-        committed: False if another process had stored it first.
-    """
+@runtime_checkable
+class Crew(Protocol):
+    """Workers in slots, on this machine or on others."""
 
-    unit: Unit
-    points: int
-    seconds: float
-    committed: bool
+    slots: Sequence[Slot]
+
+    def do(self, slot: Slot, order: Order) -> Exit:
+        """Have a unit done in a slot, and committed; never raises for what a unit did."""
+        ...
+
+    def processes(self) -> dict[int, int]:
+        """The process in each slot that has one on this machine."""
+        ...
+
+    def ask(self) -> None:
+        """Ask all workers to leave when they have finished what they have in hand."""
+        ...
+
+    def kill(self) -> None:
+        """End all workers at once."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is left; called when nobody waits for a worker any more."""
+        ...
+
+
+class Stop:
+    """How a run is asked to end: once and it finishes what it has in hand, twice and it ends now."""
+
+    def __init__(self):
+        self.asked = 0
+        self.signal: int | None = None
+
+    def ask(self) -> None:
+        """Ask."""
+        self.asked += 1
+
+    @contextlib.contextmanager
+    def on(self, *signals: signal.Signals) -> Iterator[None]:
+        """Take these signals as asking, while the context lasts."""
+
+        def asked(number: int, _: object) -> None:
+            self.signal = number
+            self.ask()
+
+        before = {number: signal.signal(number, asked) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def run_here(store: Store) -> Iterator[Exit]:
     """Train the missing units in this process, coarse level first, storing each as it ends.
 
-    Stop anywhere, even with SIGKILL: what was yielded is on the disk, and the next call goes on
-    behind it.
-
     Raises:
-        Refused: Another process works on this run.
+        Busy: Another process works on this run.
     """
-    with store.lock():
+    with lock(store.path) as journal:
         units = store.missing()
         provenance = machine.describe()
-        store.event("started", missing=len(units))
+        journal.event("started", missing=len(units))
         for unit in units:
             started = time.perf_counter()
-            points = store.points(unit)
+            order = Order(unit, len(unit.cells()[0]))
             try:
-                outcomes = store.sweep.experiment.run(points, seed=store.sweep.seed)
+                outcomes = worker.train(store.sweep, store.points(unit))
             except Exception as error:
                 # Nothing is swallowed: the note is for `fractal status`, the error goes on up.
-                store.fail(unit, repr(error), text=traceback.format_exc())
+                store.fail(unit, worker.in_words(error), text=traceback.format_exc())
                 raise
             seconds = time.perf_counter() - started
             committed = store.commit(unit, outcomes, {"seconds": seconds, **provenance})
-            store.event("committed", unit=unit.key, points=len(points), seconds=seconds)
-            yield Exit(unit, len(points), seconds, committed)
-        store.event("finished")
+            exit = Exit(order, worker.DONE, seconds, committed)
+            _note(journal, exit)
+            yield exit
+        journal.event("finished")
 
 
-def start_detached(path: Path, patience: float = 60.0) -> int:
-    """Have a process of its own session work on a folder; returns its id.
+def run(
+    store: Store,
+    hire: Callable[[Store], Crew],
+    *,
+    share: Share = WHOLE,
+    policy: Policy | None = None,
+    stop: Stop | None = None,
+) -> Iterator[Exit]:
+    """Have a crew train the missing units, coarse level first and near the boundary first.
 
-    It outlives the terminal, the notebook kernel and the browser. Its output goes to
-    `state/log.txt`. A folder that a process works on already keeps that one, so starting twice
-    is starting once.
-
-    Raises:
-        Refused: It ended at once without having worked; the sentence carries its last line.
-    """
-    if (holder := lock_holder(path)) is not None:
-        return holder
-    log = path / "state" / "log.txt"
-    said = log.stat().st_size if log.exists() else 0
-    pid = warm.start(path)
-    born = _birth(pid)
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if holder := lock_holder(path):
-            if holder != pid:
-                # Another start came first. Ours must not take over once that one is stopped.
-                _dismiss(pid, born)
-            return holder
-        if _ended(pid):
-            break
-        time.sleep(0.02)
-    last = log.read_bytes()[said:].decode(errors="replace").strip().splitlines()[-1:]
-    if (holder := lock_holder(path)) is None and _ended(pid) and "complete" not in "".join(last):
-        raise Refused("".join(last).removeprefix("fractal: ") or "the process ended at once")
-    return holder or pid
-
-
-def _birth(pid: int) -> float | None:
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return None
-
-
-def _dismiss(pid: int, born: float | None) -> None:
-    """End the process that was born then, and none that got its number later."""
-    if born is not None and _birth(pid) == born:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _ended(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def stop(path: Path, patience: float = 10.0) -> bool:
-    """End the process that works on a folder; True if there was one.
-
-    What it had in hand is lost, what it had finished is not. It is asked first and killed after
-    `patience` seconds.
-
-    Raises:
-        Refused: That process is on another machine.
-    """
-    holder = lock_holder(path)
-    if holder is None:
-        return False
-    if not holder:
-        raise Refused(f"{path} is being run elsewhere; stop it on the machine that runs it")
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        # Only the process that holds this folder's lock is ever signalled, and never its group:
-        # it may be a child of a terminal that has other things to do.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(holder, how)
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            if lock_holder(path) != holder:
-                return True
-            time.sleep(0.02)
-    return False
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is.
+    Stop anywhere, even with SIGKILL: what was yielded is on the disk, and the next call goes on
+    behind it. Neither the crew nor the order changes a bit of any answer.
 
     Args:
-        run: Its folder.
-        id: Content id of its sweep.
-        points: Points in all, and `done` of them.
-        units: Units in all, `units_missing` of them not committed.
-        failed: Units whose last attempt failed.
-        process: The process that works on it, or None; 0 for one on another machine.
+        store: The run.
+        hire: Makes the crew, once this process is the one that works on the run.
+        share: The part of the plan that is this machine's.
+        policy: What to do about failures.
+        stop: Whoever holds it can end the run.
+
+    Yields:
+        Every exit, those that will be tried again among them.
+
+    Raises:
+        Busy: Another process works on this run.
+        Refused: The disk is too full, or the first units all failed alike.
     """
+    stop = stop or Stop()
+    with lock(store.path, share) as journal:
+        mine = {unit.key for unit in share.of(list(store.units.values()))}
+        missing = [unit for unit in store.missing() if unit.key in mine]
+        store.require_room(missing)
+        if not missing:
+            return
+        desk = _Desk(store, journal, hire(store), Agenda(missing, _size, policy or Policy()))
+        try:
+            yield from desk.work(missing, stop)
+        finally:
+            desk.leave()
 
-    run: str
-    id: str
-    points: int
-    done: int
-    units: int
-    units_missing: int
-    failed: int
-    process: int | None
+
+def _size(unit: Unit) -> int:
+    return len(unit.cells()[0])
 
 
-def progress(store: Store) -> Progress:
-    """Read from the disk how far a run is."""
-    missing = store.missing()
-    lacking = sum(len(unit.cells()[0]) for unit in missing)
-    rows, cols = store.sweep.grid.shape
-    return Progress(
-        run=str(store.path),
-        id=store.sweep.id,
-        points=rows * cols,
-        done=rows * cols - lacking,
-        units=len(store.units),
-        units_missing=len(missing),
-        failed=len(store.files.list("failures")),
-        process=lock_holder(store.path),
-    )
+def _note(journal: Journal, exit: Exit) -> None:
+    order = exit.order
+    details: dict[str, object] = {"unit": order.unit.key, "attempt": order.attempt}
+    if exit.code == worker.DONE:
+        what = "committed" if exit.committed else "known already"
+        details |= {"points": order.points, "seconds": exit.seconds}
+    else:
+        what = "failed" if exit.final else "retried"
+        details |= {"exit_code": exit.code, "cause": exit.cause}
+    journal.event(what, **details)
+
+
+class _Desk:
+    """The supervisor of one run: its threads, its notes, and what is done when."""
+
+    def __init__(self, store: Store, journal: Journal, crew: Crew, agenda: Agenda):
+        self.store, self.journal, self.crew, self.agenda = store, journal, crew, agenda
+        self.news: queue.SimpleQueue[Exit | BaseException | Slot] = queue.SimpleQueue()
+        self.busy: dict[int, tuple[Order, float]] = {}
+        self.threads = [
+            threading.Thread(target=self._serve, args=(slot,), daemon=True) for slot in crew.slots
+        ]
+        self.began, self.points, self.failed = time.monotonic(), 0, 0
+
+    def _serve(self, slot: Slot) -> None:
+        try:
+            while (order := self.agenda.take()) is not None:
+                self.busy[slot.index] = order, time.time()
+                exit = self.agenda.settle(self.crew.do(slot, order))
+                self.busy.pop(slot.index, None)
+                self.news.put(exit)
+        except BaseException as error:  # noqa: BLE001
+            self.news.put(error)  # raised again in the thread that works at the desk
+        finally:
+            self.news.put(slot)
+
+    def work(self, missing: list[Unit], stop: Stop) -> Iterator[Exit]:
+        slots = [asdict(slot) for slot in self.crew.slots]
+        self.journal.event("started", missing=len(missing), slots=slots)
+        left = collections.Counter(unit.level for unit in missing)
+        rest = {unit.key: unit for unit in missing}
+        outlook = Outlook(self.store)
+        remaining, shown, looked, heeded = None, 0.0, 0.0, 0
+        for thread in self.threads:
+            thread.start()
+        working = len(self.threads)
+        while working:
+            exit, now = self._hear(), time.monotonic()
+            working -= isinstance(exit, Slot)
+            if isinstance(exit, Exit):
+                unit = exit.order.unit
+                if exit.final and rest.pop(unit.key, None):
+                    left[unit.level] -= 1
+                    looked = looked if left[unit.level] else 0.0  # the next level may be ordered
+                if exit.code == worker.DONE:
+                    outlook.add(unit, exit.seconds)
+                self._file(exit)
+                yield exit
+            if not looked or now - looked > LOOK_SECONDS:
+                looked = now
+                self.agenda.rank(outlook.order())
+                remaining = outlook.remaining(rest.values(), len(self.threads))
+            if now - shown > 1.0 or not working:
+                shown = now
+                self._show(len(rest), remaining, stop)
+            if stop.asked > heeded:
+                heeded = stop.asked
+                self._end(now=heeded > 1)
+        self.journal.event("stopped" if self.agenda.stopped else "finished")
+        if self.agenda.broken:
+            raise Refused(self.agenda.broken)
+
+    def _hear(self) -> Exit | Slot | None:
+        """The next that a slot's thread has to tell, if it comes soon."""
+        try:
+            heard = self.news.get(timeout=0.2)
+        except queue.Empty:
+            return None
+        if isinstance(heard, BaseException):
+            raise heard
+        return heard
+
+    def _file(self, exit: Exit) -> None:
+        _note(self.journal, exit)
+        if exit.code == worker.DONE:
+            self.points += exit.order.points
+        elif exit.final:
+            self.failed += 1
+            with self.journal.borne():
+                self.store.fail(exit.order.unit, exit.cause, exit.code, exit.log)
+
+    def _show(self, missing: int, remaining: float | None, stop: Stop) -> None:
+        """Replace the status that others read."""
+        pids = self.crew.processes()
+        used = {f"cuda:{gpu.index}": gpu for gpu in machine.gpus()}
+        slots = []
+        for slot in self.crew.slots:
+            order, since = self.busy.get(slot.index, (None, None))
+            row = {**asdict(slot), "process": pids.get(slot.index), "since": since}
+            row["unit"] = order.unit.key if order else None
+            if gpu := used.get(slot.device):
+                row |= {"gpu_percent": gpu.used_percent, "gpu_bytes": gpu.memory_used}
+            slots.append(row)
+        self.journal.status(
+            process=os.getpid(),
+            time=time.time(),
+            units_missing=missing,
+            units_failed=self.failed,
+            points_per_second=self.points / max(1e-9, time.monotonic() - self.began),
+            seconds_remaining=remaining,
+            stopping=stop.asked > 0,
+            slots=slots,
+        )
+
+    def _end(self, now: bool) -> None:
+        self.journal.event("stopping", now=now)
+        self.agenda.stop()
+        (self.crew.kill if now else self.crew.ask)()
+
+    def leave(self) -> None:
+        """End whatever still runs, however the work ended."""
+        self.agenda.stop()
+        if any(thread.is_alive() for thread in self.threads):
+            self.crew.kill()
+        for thread in self.threads:
+            if thread.ident is not None:
+                thread.join(timeout=60)
+        self.crew.close()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fractal_core import engine, experiments
+from fractal_core import control, experiments
 from fractal_core.errors import Refused
 from fractal_core.plane import Region
 from fractal_core.store import Files, Store, read_recipe
@@ -219,8 +219,13 @@ def begin(view: View) -> View:
         origin = json.dumps({"parent": view.parent.name}).encode()
         Files(view.path).put_once("origin.json", origin)
     if store.missing():
-        engine.start_detached(view.path)
+        control.start_detached(view.path)
     return replace(view, store=store)
+
+
+def cancel(view: View) -> bool:
+    """End the process that works on a view; whoever asks is looking, so it is not waited for long."""
+    return control.stop(view.path, patience=1.0)
 
 
 def children(root: Path, view: View) -> list[tuple[str, Region]]:

@@ -1,17 +1,23 @@
 """What this machine and this code are, for provenance: no environment variables, no host names."""
 
 import functools
+import itertools
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from fractal_core.errors import Refused
 
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "jax", "matplotlib")
 
 
 def cpu_threads() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use; `FRACTAL_THREADS` gives a worker its share of them."""
+    if share := os.environ.get("FRACTAL_THREADS"):
+        return max(1, int(share))
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -25,6 +31,131 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU, as its driver describes it.
+
+    Args:
+        index: The driver's number, which is that of `CUDA_VISIBLE_DEVICES`.
+        name: What it is.
+        used_percent: Share of the time in which something ran on it lately.
+        memory_used: Bytes in use, whoever uses them.
+        memory_total: Bytes that it has.
+        processes: Ids of the processes that hold memory on it.
+    """
+
+    index: int
+    name: str
+    used_percent: float
+    memory_used: int
+    memory_total: int
+    processes: tuple[int, ...]
+
+
+def gpus() -> list[Gpu]:
+    """The NVIDIA GPUs of this machine; none where there is no driver to ask."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(nvml, index: int) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    try:
+        used = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+        held = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except nvml.NVMLError:  # a partitioned GPU does not tell
+        used, held = float("nan"), []
+    return Gpu(
+        index=index,
+        name=nvml.nvmlDeviceGetName(handle),
+        used_percent=used,
+        memory_used=int(memory.used),
+        memory_total=int(memory.total),
+        processes=tuple(sorted({process.pid for process in held})),
+    )
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where one worker process trains.
+
+    Args:
+        index: Which, from 0.
+        device: `cpu`, or `cuda:K` with K counted among the GPUs that this process may see.
+        threads: CPU threads that are its share.
+    """
+
+    index: int
+    device: str
+    threads: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a worker in this slot must find in its environment."""
+        threads = str(self.threads)
+        kind, _, number = self.device.partition(":")
+        visible = _visible()[int(number)] if kind == "cuda" else ""
+        return {
+            "FRACTAL_THREADS": threads,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "CUDA_VISIBLE_DEVICES": visible,
+        }
+
+
+def _visible() -> list[str]:
+    """Names of the GPUs that this process may see, as `CUDA_VISIBLE_DEVICES` takes them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return [str(gpu.index) for gpu in gpus()]
+    return [name.strip() for name in given.split(",") if name.strip()] if gpus() else []
+
+
+def slots(
+    kinds: tuple[str, ...], count: int | None = None, devices: tuple[str, ...] = ()
+) -> list[Slot]:
+    """The slots of a run on this machine; the CPU's threads are divided between them.
+
+    Args:
+        kinds: Kinds of device that the experiment can train on, the fastest first.
+        count: Slots that share the CPU, or each GPU.
+        devices: One slot each; left out, every device of the first kind that is here.
+
+    Raises:
+        Refused: A device is not here, or not of a kind that the experiment can use.
+    """
+    here = {"cpu": ["cpu"], "cuda": [f"cuda:{index}" for index in range(len(_visible()))]}
+    if count is not None and count < 1:
+        raise Refused(f"{count} slots; a run needs at least one")
+    for device in devices:
+        kind = device.partition(":")[0]
+        if kind not in here:
+            raise Refused(f"unknown device {device}; write cpu, or cuda:0, cuda:1 and so on")
+        if kind not in kinds:
+            raise Refused(
+                f"{device}: this experiment trains on {' or '.join(kinds)} only; leave --devices "
+                f"out or name one of those"
+            )
+        if device not in here[kind]:
+            known = ", ".join(itertools.chain.from_iterable(here.values()))
+            raise Refused(f"{device} is not on this machine, which has {known}; choose among them")
+    found = list(devices) or next(here[kind] for kind in kinds if here[kind])
+    places = [device for device in found for _ in range(count or 1)]
+    if len(places) > 1024:
+        raise Refused(f"{len(places)} slots; no machine has use for more than 1024")
+    threads = max(1, cpu_threads() // len(places))
+    return [Slot(index, device, threads) for index, device in enumerate(places)]
 
 
 @functools.cache

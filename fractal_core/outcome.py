@@ -15,7 +15,8 @@ Source: Sohl-Dickstein 2024, arXiv:2402.06184, whose sign and size these are (it
 of those that did not train into UNTRAINABLE and DIVERGED is ours.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
 import numpy as np
@@ -100,6 +101,16 @@ class Outcomes:
             seconds=seconds,
             extras=extras or {},
         )
+
+
+def join(parts: Sequence[Outcomes]) -> Outcomes:
+    """The outcomes of several batches as those of one, in the order given."""
+    names = [f.name for f in fields(Outcomes) if f.name != "extras"]
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    extras = {
+        name: np.concatenate([part.extras[name] for part in parts]) for name in parts[0].extras
+    }
+    return Outcomes(**arrays, extras=extras)
 
 
 def is_trainable(outcome: UInt8[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:

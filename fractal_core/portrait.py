@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fractal_core import engine, figures
+from fractal_core import control, figures
 from fractal_core.explore import View, children, duration, opened
 from fractal_core.heatmap import Heatmap, heatmap
 from fractal_core.outcome import Outcome
@@ -71,7 +71,7 @@ def keep_painted(
             state, seen = "not computed yet", -1
             live = False
         else:
-            progress = engine.progress(view.store)
+            progress = control.progress(view.store)
             live, seen = progress.process is not None, progress.done
             state = _status(progress, view.store)
         if painted[0] != seen:
@@ -90,7 +90,7 @@ def keep_painted(
     refresh()
 
 
-def _status(progress: engine.Progress, store: Store) -> str:
+def _status(progress: control.Progress, store: Store) -> str:
     share = f"{progress.done:,} of {progress.points:,} runs"
     if progress.done == progress.points:
         return f"complete: {share}"

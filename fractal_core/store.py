@@ -7,7 +7,6 @@ the files.
 
 import contextlib
 import errno
-import fcntl
 import io
 import json
 import logging
@@ -16,19 +15,19 @@ import shutil
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from jaxtyping import Float64
 
 from fractal_core import machine
 from fractal_core.errors import Refused
 from fractal_core.outcome import Outcomes
 from fractal_core.plane import Grid, Region
+from fractal_core.redact import redact
 from fractal_core.sweep import Sweep, Unit, canonical, from_json, plan, to_json
 
 log = logging.getLogger(__name__)
@@ -41,6 +40,9 @@ DISK_TROUBLE = (
 """What may be wrong with a place to write to; not the fault of the program."""
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+POINT_BYTES, UNIT_BYTES = 128, 4096
+"""What a point and a unit take on the disk, rounded up."""
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
@@ -277,6 +279,20 @@ class Store:
         done = {Path(key).stem for key in self.files.list("units")}
         return [unit for key, unit in self.units.items() if key not in done]
 
+    def require_room(self, units: list[Unit]) -> None:
+        """Refuse to begin what the disk cannot hold.
+
+        Raises:
+            Refused: There is not twice the room that the units will take.
+        """
+        needed = 2 * sum(UNIT_BYTES + POINT_BYTES * len(unit.cells()[0]) for unit in units)
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise Refused(
+                f"{self.path}: {free / 1e6:.0f} MB are free and this run may need "
+                f"{needed / 1e6:.0f} MB; make room or choose another disk"
+            )
+
     def points(self, unit: Unit) -> Float64[np.ndarray, "n 2"]:
         """The points of a unit."""
         return self.sweep.grid.points(*unit.cells())
@@ -286,7 +302,14 @@ class Store:
 
         A later one is compared with it and, should the answers differ, kept in `quarantine/`.
         """
-        data = pack(self.points(unit), outcomes, {"unit": unit.key, "sweep": self.sweep.id, **meta})
+        return self.accept(unit, self.seal(unit, outcomes, meta))
+
+    def seal(self, unit: Unit, outcomes: Outcomes, meta: dict[str, Any]) -> bytes:
+        """The file of a unit, which may travel to the machine that holds the folder."""
+        return pack(self.points(unit), outcomes, {"unit": unit.key, "sweep": self.sweep.id, **meta})
+
+    def accept(self, unit: Unit, data: bytes) -> bool:
+        """Store what `seal` made; the rule is that of `commit`."""
         key = f"units/{unit.key}.npz"
         if self.files.put_once(key, data):
             self.files.drop(f"failures/{unit.key}.json")
@@ -300,13 +323,17 @@ class Store:
         ]
         if differing:
             self.files.put_once(f"quarantine/{unit.key}.conflict-{uuid.uuid4().hex[:8]}.npz", data)
-            self.event("conflict", unit=unit.key, arrays=differing)
             log.warning("%s was computed twice and %s differ", unit.key, ", ".join(differing))
         return False
 
     def fail(self, unit: Unit, cause: str, exit_code: int | None = None, text: str = "") -> None:
         """Note the last failure of a unit; it stays missing."""
-        note = {"cause": cause, "exit_code": exit_code, "log": text[-4096:], "time": time.time()}
+        note = {
+            "cause": redact(cause),
+            "exit_code": exit_code,
+            "log": redact(text)[-4096:],
+            "time": time.time(),
+        }
         self.files.put_latest(f"failures/{unit.key}.json", json.dumps(note, indent=1).encode())
 
     def read(self, unit: Unit) -> dict[str, np.ndarray]:
@@ -328,6 +355,15 @@ class Store:
         if not points or length != {len(arrays["points"])}:
             raise Refused(f"unit {unit.key} holds other points")
         return arrays
+
+    def failures(self) -> dict[str, dict[str, Any]]:
+        """The last failure of every unit that has one: cause, exit_code, log, time."""
+        notes = {}
+        for key in self.files.list("failures"):
+            # It goes when the unit commits, perhaps just now; it appears whole or not at all.
+            with contextlib.suppress(FileNotFoundError):
+                notes[Path(key).stem] = json.loads(self.files.get(key))
+        return notes
 
     def image(self) -> Image:
         """The map so far. Asking again reads only the files that are new.
@@ -373,77 +409,3 @@ class Store:
                 self._arrays.clear()
                 moved.append(str(error))
         return moved
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Be the one process that works on this folder; the kernel frees it if that one dies.
-
-        Raises:
-            Refused: Another process works on it.
-        """
-        path = self.path / "state" / "lock"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a+") as handle:
-            # Those who only look hold it for an instant, so insist; a worker is not waited for.
-            if not _acquire(handle, fcntl.LOCK_EX, patience=1.0, unless=_holder):
-                raise Refused(
-                    f"{self.path} is already being run by process {_holder(handle) or 'elsewhere'}; "
-                    f"watch it with `fractal status {self.path}`"
-                )
-            try:
-                created = psutil.Process().create_time()
-                handle.truncate(0)
-                handle.write(json.dumps({"pid": os.getpid(), "created": created}))
-                handle.flush()
-                self.files.sweep_drafts("units", "failures")
-                yield
-            finally:
-                handle.truncate(0)
-
-    def event(self, what: str, **details: Any) -> None:
-        """Append a line to `state/events.jsonl`, in one write."""
-        line = json.dumps({"time": time.time(), "event": what, **details}) + "\n"
-        (self.path / "state").mkdir(exist_ok=True)
-        with (self.path / "state" / "events.jsonl").open("ab", buffering=0) as file:
-            file.write(line.encode())
-
-
-def lock_holder(path: Path) -> int | None:
-    """The process that works on a run folder now, or None.
-
-    0 stands for one that cannot be named: on another machine, or not far enough to say who it is.
-    """
-    try:
-        handle = (path / "state" / "lock").open()
-    except OSError:
-        return None
-    with handle:
-        # Shared, so that those who only look do not take each other for the worker.
-        free = _acquire(handle, fcntl.LOCK_SH, patience=0.0)
-        return None if free else _holder(handle)
-
-
-def _holder(handle: Any) -> int:
-    """The process that a lock file names, if that very process is alive, else 0."""
-    handle.seek(0)
-    try:
-        noted = json.loads(handle.read())
-        alive = psutil.Process(noted["pid"]).create_time() == noted["created"]
-    except (ValueError, KeyError, TypeError, psutil.Error):
-        return 0
-    return noted["pid"] if alive else 0
-
-
-def _acquire(
-    handle: Any, kind: int, patience: float, unless: Callable[[Any], int] = lambda _: 0
-) -> bool:
-    """Take the lock of an open file, within `patience` seconds `unless` there is no hope."""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(handle, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if unless(handle) or time.monotonic() >= deadline:
-                return False
-            time.sleep(0.05)

@@ -26,8 +26,10 @@ MIN_ULPS = 4
 class Experiment(Protocol):
     """Settings, as a frozen dataclass, that turn points of the plane into outcomes.
 
-    It knows nothing of processes, folders or devices. `axes` names the two settings that a
-    point's x and y replace, and `dtype` the precision in which they are used.
+    It knows nothing of processes and folders. `axes` names the two settings that a point's x and
+    y replace, `dtype` the precision in which they are used, and `devices` the kinds of device
+    that it can train on, the fastest first. It calls `pulse.tick` whenever a piece of its work
+    is done.
     """
 
     @property
@@ -35,6 +37,9 @@ class Experiment(Protocol):
 
     @property
     def dtype(self) -> str: ...
+
+    @property
+    def devices(self) -> tuple[str, ...]: ...
 
     def label(self, axis: str) -> str:
         """The words for an axis in a figure."""

@@ -135,6 +135,11 @@ class TinyNetworks:
             if getattr(self, name) != defaults[name]:
                 raise Refused(f"{name} is moved by an axis; do not set it as well")
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Kinds of device that it trains on."""
+        return ("cpu",)
+
     def label(self, axis: str) -> str:
         """The words for an axis in a figure."""
         return AXES[axis]

@@ -18,14 +18,17 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 IDLE_SECONDS = 900.0
-INHERITED = ("PATH", "PYTHONPATH", "NUMBA_NUM_THREADS", "NUMBA_CACHE_DIR", "NUMBA_CPU_FEATURES")
+INHERITED = (
+    *("PATH", "PYTHONPATH", "FRACTAL_THREADS", "CUDA_VISIBLE_DEVICES"),
+    *("NUMBA_NUM_THREADS", "NUMBA_CACHE_DIR", "NUMBA_CPU_FEATURES"),
+)
 
 
 _spawned: list[subprocess.Popen] = []
@@ -52,27 +55,28 @@ def address() -> Path:
     return folder / f"{name}.socket"
 
 
-def start(path: Path) -> int:
-    """Begin `fractal run` on a folder in a session of its own; returns the process id.
+def start(path: Path, options: Sequence[str] = ()) -> int:
+    """Begin `fractal run` on a folder, with options, in a session of its own; returns its id.
 
     A warm process does it if there is one. If not, it is begun cold, and a warm process is left
     for the next.
     """
     (path / "state").mkdir(exist_ok=True)
-    pid = ask(path)
+    pid = ask(path, options)
     if pid is None:
         _spawn(["-m", "fractal_core.warm"], Path(os.devnull))
-        pid = _spawn(["-m", "fractal_core", "run", str(path)], path / "state" / "log.txt")
+        pid = _spawn(["-m", "fractal_core", "run", str(path), *options], path / "state" / "log.txt")
     return pid
 
 
-def ask(path: Path) -> int | None:
+def ask(path: Path, options: Sequence[str] = ()) -> int | None:
     """Have the warm process fork a run of `path`; None if there is no warm process."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(10.0)
             client.connect(str(address()))
-            client.sendall(json.dumps({"run": str(path.resolve())}).encode() + b"\n")
+            request = {"run": str(path.resolve()), "options": list(options)}
+            client.sendall(json.dumps(request).encode() + b"\n")
             return json.loads(client.makefile().readline())["pid"]
     except (OSError, ValueError, KeyError):
         return None
@@ -128,7 +132,8 @@ def _answer(
 ) -> None:
     connection.settimeout(5.0)
     try:
-        path = Path(json.loads(connection.makefile().readline())["run"])
+        request = json.loads(connection.makefile().readline())
+        path, options = Path(request["run"]), list(request["options"])
     except (OSError, ValueError, KeyError):
         return
     pid = os.fork()
@@ -143,7 +148,7 @@ def _answer(
             log = os.open(path / "state" / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            code = work(["run", str(path)])
+            code = work(["run", str(path), *options])
         except BaseException:  # noqa: BLE001
             # A forked child must end here whatever happened, or it would serve beside its parent.
             traceback.print_exc()

@@ -11,7 +11,7 @@ with app.setup(hide_code=True):
     import altair as alt
     import marimo as mo
 
-    from fractal_core import PRESETS, Outcome, Refused, engine, explore, figures, portrait
+    from fractal_core import PRESETS, Outcome, Refused, explore, figures, portrait
 
     ROOT = Path("runs")
 
@@ -219,7 +219,7 @@ def acting(attempt, cancel, control, go, inner, start, view, zoom_in):
     elif start.value and control:
         attempt(lambda: go(explore.begin(view)))
     elif cancel.value and control:
-        attempt(lambda: engine.stop(view.path))
+        attempt(lambda: explore.cancel(view))
     return
 
 

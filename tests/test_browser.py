@@ -25,6 +25,7 @@ from fractal_core import (
     Store,
     Sweep,
     TinyNetworks,
+    control,
     engine,
     explore,
     figures,
@@ -32,8 +33,8 @@ from fractal_core import (
 )
 from fractal_core.bench import zoom
 from fractal_core.bench.zoom import Server, drag, spot
+from fractal_core.duty import lock_holder
 from fractal_core.experiments import open_run
-from fractal_core.store import lock_holder
 
 REPOSITORY = zoom.NOTEBOOK.parent.parent
 WIDE = (1e-3, 1e6)
@@ -303,10 +304,10 @@ def test_a_run_outlives_its_tab(app, tab):
         says(page, "status", "^stopped: 0 of")
         press(page, "compute")
         says(page, "status", "^running: [1-9]")
-    before = engine.progress(store)
+    before = control.progress(store)
     with tab(app, "?run=closed") as page:
         says(page, "status", "^running: [1-9]")
-        now = engine.progress(store)
+        now = control.progress(store)
         assert now.process == before.process is not None
         page.wait_for_function(
             "before => seen.some((note) => note.text && !note.text.includes(before))",

@@ -21,7 +21,7 @@ from fractal_core import (
     Store,
     Sweep,
     TinyNetworks,
-    engine,
+    control,
     explore,
     portrait,
     warm,
@@ -100,7 +100,7 @@ def test_the_same_recipe_is_the_same_run(root):
 
 def test_a_zoom_remembers_where_it_came_from(root, monkeypatch):
     """Back leads to the parent, and the parent outlines the child."""
-    monkeypatch.setattr(engine, "start_detached", lambda path: 1)
+    monkeypatch.setattr(control, "start_detached", lambda path: 1)
     whole = open_view(root, "whole")
     begun = explore.begin(zoomed(root, whole, [0.1, 10.0, 1.0, 100.0]))
     assert open_view(root, begun.name).parent == whole.path
@@ -109,7 +109,7 @@ def test_a_zoom_remembers_where_it_came_from(root, monkeypatch):
 
 def test_a_finished_view_is_not_started_again(root, monkeypatch):
     """Opening it again computes nothing."""
-    monkeypatch.setattr(engine, "start_detached", lambda path: pytest.fail("started"))
+    monkeypatch.setattr(control, "start_detached", lambda path: pytest.fail("started"))
     explore.begin(open_view(root, "whole"))
 
 
@@ -288,7 +288,7 @@ def test_starting_twice_is_starting_once(root):
     store = Store.create(root / "slow", Sweep.over(slow, REGION), block=8)
     pids: list[int] = []
     threads = [
-        threading.Thread(target=lambda: pids.append(engine.start_detached(store.path)))
+        threading.Thread(target=lambda: pids.append(control.start_detached(store.path)))
         for _ in range(3)
     ]
     for thread in threads:
@@ -302,28 +302,28 @@ def test_starting_twice_is_starting_once(root):
     while not (events.exists() and events.read_text()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert events.read_text().count('"started"') == 1
-    assert engine.stop(store.path)
-    assert engine.progress(store).process is None
-    assert not engine.stop(store.path)
+    assert control.stop(store.path)
+    assert control.progress(store).process is None
+    assert not control.stop(store.path)
 
 
 def test_a_warm_process_forks_runs(root):
     """The second start goes through it, is a process of its own session, and survives its end."""
     store = Store.create(root / "quick", Sweep.over(TinyNetworks(samples=272), REGION), block=8)
-    engine.start_detached(store.path)
+    control.start_detached(store.path)
     deadline = time.monotonic() + 60
     while warm.ask(store.path) is None and time.monotonic() < deadline:
         time.sleep(0.1)
     slow = TinyNetworks(samples=272, steps=6000)
     other = Store.create(root / "slow", Sweep.over(slow, REGION), block=8)
     pid = warm.start(other.path)
-    while engine.progress(other).process != pid and time.monotonic() < deadline:
+    while control.progress(other).process != pid and time.monotonic() < deadline:
         time.sleep(0.02)
     server = psutil.Process(psutil.Process(pid).ppid())
     assert "fractal_core.warm" in server.cmdline()
     assert os.getsid(pid) == pid
     server.send_signal(signal.SIGKILL)
     server.wait()
-    assert engine.progress(other).process == pid
-    assert engine.stop(other.path)
-    engine.stop(store.path)
+    assert control.progress(other).process == pid
+    assert control.stop(other.path)
+    control.stop(store.path)

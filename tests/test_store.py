@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fractal_core import Axis, Outcomes, Refused, Region, Store, Sweep, TinyNetworks
+from fractal_core.duty import lock, lock_holder
 from fractal_core.experiments import open_run
-from fractal_core.store import Files, lock_holder, unpack
+from fractal_core.store import Files, unpack
 
 SWEEP = Sweep.over(
     TinyNetworks(),
@@ -257,15 +258,15 @@ def test_an_unreadable_recipe_is_refused(store, text):
 
 def test_a_lock_file_that_names_somebody_else_names_nobody(store):
     """A number from a crash may be another process' today; only the very process is named."""
-    lock = store.path / "state" / "lock"
-    lock.parent.mkdir()
-    lock.write_text(json.dumps({"pid": os.getppid(), "created": 1.0}))
+    file = store.path / "state" / "lock"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"pid": os.getppid(), "created": 1.0}))
     assert lock_holder(store.path) is None
-    with store.lock():
+    with lock(store.path):
         assert lock_holder(store.path) == os.getpid()
-        lock.write_text(json.dumps({"pid": os.getppid(), "created": 1.0}))
+        file.write_text(json.dumps({"pid": os.getppid(), "created": 1.0}))
         assert lock_holder(store.path) == 0
-    assert lock.read_text() == ""
+    assert file.read_text() == ""
 
 
 def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):
@@ -290,21 +291,21 @@ def test_damaged_axis_values_are_refused(store):
 def test_one_process_works_on_a_folder(store):
     """A second one is told who; when the first dies the lock is free at once."""
     code = (
-        "import sys, time; from pathlib import Path; from fractal_core.experiments import open_run\n"
-        f"with open_run(Path({str(store.path)!r})).lock():\n"
+        "import sys, time; from pathlib import Path; from fractal_core.duty import lock\n"
+        f"with lock(Path({str(store.path)!r})):\n"
         "    print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     with holder, holder.stdout:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(Refused, match=f"process {holder.pid}"), store.lock():
+        with pytest.raises(Refused, match=f"process {holder.pid}"), lock(store.path):
             pass
         holder.kill()
     draft = store.path / "units" / ".draft-left-behind"
     draft.parent.mkdir(exist_ok=True)
     draft.write_bytes(b"torn")
-    with store.lock():
+    with lock(store.path):
         assert not draft.exists()
 
 

@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 import fractal_core
-from fractal_core import engine, experiments
+from fractal_core import control, engine, experiments
+from fractal_core.duty import lock_holder
 from fractal_core.errors import Refused
-from fractal_core.store import Store, lock_holder
+from fractal_core.store import Store
 from fractal_core.sweep import LEVELS, Sweep
 
 if TYPE_CHECKING:
@@ -355,7 +356,7 @@ def _zoom(browser: "Browser", server: Server, turn: int) -> Round:
     run = server.root / page.url.partition("run=")[2]
     holder = lock_holder(run)
     warm = holder is not None and "fractal_core.warm" in psutil.Process(holder).cmdline()
-    engine.stop(run)
+    control.stop(run, patience=0.0)
     notes = page.evaluate("seen")
     page.close()
     return read(notes, experiments.open_run(run), warm)

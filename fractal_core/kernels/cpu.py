@@ -24,7 +24,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numpy.typing import DTypeLike
 
-from fractal_core import machine
+from fractal_core import machine, pulse
 from fractal_core.kernels.contract import Curves, Problem, tanh_table
 from fractal_core.kernels.lanes import I64, SAMPLES, Lanes, Pass, Variant
 from fractal_core.outcome import V_MOST
@@ -288,6 +288,7 @@ def train(
         space = np.empty(variant.memory + 64, dtype)
         memory = space[-space.ctypes.data % 64 // dtype.itemsize :][: variant.memory]
         kernel(first, min(first + share, padded), *shared, memory, scores, ends, losses)
+        pulse.tick()
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(run, range(0, padded, share)))

@@ -1,0 +1,186 @@
+"""Start, stop and watch a run from outside: from a notebook, another terminal, a script."""
+
+import collections
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fractal_core import warm
+from fractal_core.agenda import fingerprint
+from fractal_core.duty import holders, lock_holder
+from fractal_core.errors import Refused
+from fractal_core.store import Store
+
+
+def start_detached(path: Path, options: Sequence[str] = (), patience: float = 60.0) -> int:
+    """Have a process of its own session work on a folder; returns its id.
+
+    It outlives the terminal, the notebook kernel and the browser. Its output goes to
+    `state/log.txt`. A folder that a process works on already keeps that one, so starting twice
+    is starting once.
+
+    Args:
+        path: The run folder.
+        options: Of `fractal run`.
+        patience: Seconds to wait for it to begin.
+
+    Raises:
+        Refused: It ended at once without having worked; the sentence carries its last line.
+    """
+    if (holder := lock_holder(path)) is not None:
+        return holder
+    log = path / "state" / "log.txt"
+    said = log.stat().st_size if log.exists() else 0
+    pid = warm.start(path, options)
+    born = _birth(pid)
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if holder := lock_holder(path):
+            if holder != pid:
+                # Another start came first. Ours must not take over once that one is stopped.
+                _dismiss(pid, born)
+            return holder
+        if _ended(pid):
+            break
+        time.sleep(0.02)
+    last = log.read_bytes()[said:].decode(errors="replace").strip().splitlines()[-1:]
+    if (holder := lock_holder(path)) is None and _ended(pid) and "complete" not in "".join(last):
+        raise Refused("".join(last).removeprefix("fractal: ") or "the process ended at once")
+    return holder or pid
+
+
+def _birth(pid: int) -> float | None:
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _dismiss(pid: int, born: float | None) -> None:
+    """End the process that was born then, and none that got its number later."""
+    if born is not None and _birth(pid) == born:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def stop(path: Path, patience: float = 20.0) -> bool:
+    """End the processes that work on a folder; True if there were any.
+
+    They are asked first, and finish what they have in hand. After `patience` seconds they are
+    told to end now, and at last killed; then what they had in hand is lost. What was finished
+    never is.
+
+    Raises:
+        Refused: One of them is on another machine.
+    """
+    found = holders(path)
+    for holder in found.values():
+        if not holder:
+            raise Refused(f"{path} is being run elsewhere; stop it on the machine that runs it")
+    for how, wait in (
+        (signal.SIGTERM, patience),
+        (signal.SIGTERM, 5.0),
+        (signal.SIGKILL, 5.0),
+    ):
+        for suffix, holder in holders(path).items():
+            # Only a process that holds this folder's lock is ever signalled, and never its group:
+            # it may be a child of a terminal that has other things to do.
+            if found.get(suffix) == holder:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(holder, how)
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline:
+            now = holders(path)
+            if not any(now.get(suffix) == holder for suffix, holder in found.items()):
+                return bool(found)
+            time.sleep(0.02)
+    return False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Args:
+        run: Its folder.
+        id: Content id of its sweep.
+        points: Points in all, and `done` of them.
+        units: Units in all, `units_missing` of them not committed.
+        failed: Units whose last attempt failed,
+        causes: and how many for each cause.
+        process: The process that works on it, or None; 0 for one on another machine.
+        points_per_second: Since that process began; None if there is none.
+        seconds_remaining: Estimated from the finished neighbours of what is missing, or None.
+        slots: What each slot of that process does.
+    """
+
+    run: str
+    id: str
+    points: int
+    done: int
+    units: int
+    units_missing: int
+    failed: int
+    process: int | None
+    causes: dict[str, int] = field(default_factory=dict)
+    points_per_second: float | None = None
+    seconds_remaining: float | None = None
+    slots: list[dict[str, Any]] = field(default_factory=list)
+
+
+def progress(store: Store) -> Progress:
+    """Read from the disk how far a run is."""
+    missing = store.missing()
+    lacking = sum(len(unit.cells()[0]) for unit in missing)
+    rows, cols = store.sweep.grid.shape
+    failures = store.failures()
+    groups: dict[str, list[str]] = {}
+    for note in failures.values():
+        groups.setdefault(fingerprint(note["cause"]), []).append(note["cause"])
+    live = [
+        told
+        for suffix, holder in holders(store.path).items()
+        if (told := _told(store.path, suffix)) and holder in (0, told["process"])
+    ]
+    rates = [told["points_per_second"] for told in live]
+    waits = [told["seconds_remaining"] for told in live if told["seconds_remaining"] is not None]
+    return Progress(
+        run=str(store.path),
+        id=store.sweep.id,
+        points=rows * cols,
+        done=rows * cols - lacking,
+        units=len(store.units),
+        units_missing=len(missing),
+        failed=len(failures),
+        process=lock_holder(store.path),
+        causes={
+            collections.Counter(causes).most_common(1)[0][0]: len(causes)
+            for causes in groups.values()
+        },
+        points_per_second=sum(rates) if rates else None,
+        seconds_remaining=max(waits, default=None),
+        slots=[slot for told in live for slot in told["slots"]],
+    )
+
+
+def _told(path: Path, suffix: str) -> dict[str, Any] | None:
+    """What the process on duty last told; None if it has not told anything yet."""
+    try:
+        return json.loads((path / "state" / f"status{suffix}.json").read_bytes())
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,434 @@
+"""Workers on this machine: one process per slot, watched, replaced, and never left behind."""
+
+import collections
+import contextlib
+import json
+import os
+import selectors
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from fractal_core import worker
+from fractal_core.agenda import Exit, Order
+from fractal_core.machine import Slot
+from fractal_core.redact import redact
+
+ALLOWED = (
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "SHELL", "VIRTUAL_ENV"),
+    *("PYTHONPATH", "PYTHONHASHSEED", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_DEVICE_ORDER"),
+    *("XDG_CACHE_HOME", "HF_HOME", "NANOCHAT_BASE_DIR", "SSL_CERT_FILE"),
+)
+ALLOWED_STEMS = ("LC_", "NUMBA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCHINDUCTOR_")
+MARK = "FRACTAL_WORKER"
+"""In the environment of a worker and of all that it starts, so that none of them can hide."""
+
+LOG_BYTES = 64 * 2**20
+TAIL_BYTES = 2**16
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a worker is waited for, in seconds.
+
+    Args:
+        starting: From the beginning to its first sign of progress.
+        silence: Without a beat: the process is stopped, or its machine has gone.
+        stuck: Alive but without progress, at the least;
+        factor: or this many times what usually passes between two signs of progress.
+        grace: Between asking it to leave and ending it.
+    """
+
+    starting: float = 900.0
+    silence: float = 60.0
+    stuck: float = 300.0
+    factor: float = 10.0
+    grace: float = 15.0
+
+
+def clean_environment(slot: Slot, mark: str) -> dict[str, str]:
+    """What a worker inherits: an allow-list, so that no key or token is in what it may print."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ALLOWED or name.startswith(ALLOWED_STEMS)
+    }
+    return kept | slot.environment | {MARK: mark, "PYTHONUNBUFFERED": "1"}
+
+
+class CappedLog:
+    """A log file that keeps the beginning and the end of a flood, without secrets.
+
+    Args:
+        path: The file; it is made when there is something to write.
+        most: Bytes that are written as they come. Of what follows the end is kept.
+    """
+
+    def __init__(self, path: Path, most: int = LOG_BYTES):
+        self.path, self._most = path, most
+        self._written = self._skipped = 0
+        self._rest = b""
+        self._tail: collections.deque[bytes] = collections.deque()
+        self._tail_bytes = 0
+        self._file: IO[bytes] | None = None
+
+    def write(self, data: bytes) -> None:
+        """Take in what was said; a line at a time, so that no secret is cut in two."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._line(line + b"\n")
+        if len(self._rest) > TAIL_BYTES:
+            self._line(self._rest)
+            self._rest = b""
+
+    def _line(self, line: bytes) -> None:
+        line = redact(line.decode(errors="replace")).encode()
+        self._tail.append(line)
+        self._tail_bytes += len(line)
+        while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
+            self._tail_bytes -= len(self._tail.popleft())
+        if self._written + len(line) > self._most:
+            self._skipped += len(line)
+            return
+        self._written += len(line)
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab", buffering=0)
+        with contextlib.suppress(OSError):  # a full disk must not end the work that is logged
+            self._file.write(line)
+
+    @property
+    def end(self) -> str:
+        """The last 4 KB of what was said."""
+        return b"".join(self._tail).decode(errors="replace")[-4096:]
+
+    def close(self) -> None:
+        """Write the end of what did not fit."""
+        if self._rest:
+            self._line(self._rest)
+            self._rest = b""
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError), self._file:
+            if self._skipped:
+                tail = b"".join(self._tail)
+                left_out = max(0, self._skipped - len(tail))
+                self._file.write(b"\n[%d bytes left out]\n\n" % left_out + tail)
+        self._file = None
+
+
+Gaps = collections.deque[float]
+
+
+class _Fork:
+    """A child that was forked, with the manners of `subprocess.Popen` that are needed here."""
+
+    def __init__(self, pid: int):
+        self.pid, self.returncode = pid, None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("worker", timeout)
+            time.sleep(0.005)
+        return code
+
+
+def _fork(path: Path, environment: dict[str, str], orders: int, answers: int, log: int) -> _Fork:
+    """Begin a worker as a copy of this process, which has loaded everything already."""
+    pid = os.fork()
+    if pid:
+        return _Fork(pid)
+    code = worker.WRONG
+    try:
+        os.setsid()
+        # Numbers above those of pipes in use, so that no copy falls on another's place.
+        copies = [os.dup(fd) for fd in (orders, answers, log)]
+        for copy, place in zip([copies[0], copies[2], copies[2]], range(3), strict=True):
+            os.dup2(copy, place)
+        answers = os.dup2(copies[1], 3)
+        os.closerange(4, 2**16)  # the lock of the run among them
+        os.environ.clear()
+        os.environ.update(environment)
+        code = worker.serve(path, 0, answers)
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc()
+    finally:
+        # Whatever happened, a copy must not go on as its parent.
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class Worker:
+    """A worker process of this machine, seen from its supervisor.
+
+    Args:
+        path: The run folder.
+        slot: Where it works.
+        log: What it says is written there.
+        gaps: Seconds between signs of progress, of all workers of a run.
+        fork: Copy this process instead of beginning a new one.
+    """
+
+    def __init__(self, path: Path, slot: Slot, log: CappedLog, gaps: Gaps, fork: bool):
+        self.log, self.mark = log, uuid.uuid4().hex
+        self._answers = b""
+        self._heard = self._moved = time.monotonic()
+        self._ticks, self._gaps = None, gaps
+        environment = clean_environment(slot, self.mark)
+        command = [sys.executable, "-m", "fractal_core.worker", str(path.resolve())]
+        command += ["--slot", str(slot.index)]
+        theirs_in, self._orders = os.pipe()
+        answers, theirs_out = os.pipe()
+        said, theirs_err = os.pipe()
+        try:
+            if fork:
+                self.process = _fork(path, environment, theirs_in, theirs_out, theirs_err)
+            else:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=theirs_in,
+                    stdout=theirs_out,
+                    stderr=theirs_err,
+                    env=environment,
+                    start_new_session=True,
+                )
+        finally:
+            for fd in (theirs_in, theirs_out, theirs_err):
+                os.close(fd)
+        self._known = psutil.Process(self.process.pid)
+        self._selector = selectors.DefaultSelector()
+        for fd in (answers, said):
+            os.set_blocking(fd, False)
+            self._selector.register(fd, selectors.EVENT_READ, "answer" if fd == answers else "log")
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def do(self, order: Order, patience: Patience) -> Exit:
+        """Have a unit done, however it ends."""
+        message = {"unit": order.unit.key, "launch": order.launch, "attempt": order.attempt}
+        self._heard = self._moved = time.monotonic()
+        with contextlib.suppress(BrokenPipeError):
+            line = json.dumps(message).encode() + b"\n"
+            os.write(self._orders, line)
+        while True:
+            for answer in self._listen():
+                if "error" in answer:
+                    return self._ended(order, answer["error"])
+                if answer.get("unit") == order.unit.key:
+                    return Exit(order, worker.DONE, answer["seconds"], answer["committed"])
+            if not self._selector.get_map():
+                return self._ended(order)
+            if trouble := self._trouble(patience):
+                self.end(patience.grace)
+                # It may have finished while it was asked to leave; the disk knows.
+                return Exit(order, -signal.SIGKILL, cause=trouble, log=self.log.end)
+
+    def _listen(self) -> list[dict[str, Any]]:
+        """What it answered within a second; what it printed goes to the log meanwhile."""
+        answers = []
+        for key, _ in self._selector.select(1.0):
+            data = os.read(key.fd, 2**16)
+            if not data:
+                self._selector.unregister(key.fd)
+                os.close(key.fd)
+            elif key.data == "log":
+                self.log.write(data)
+            else:
+                *lines, self._answers = (self._answers + data).split(b"\n")
+                answers += [json.loads(line) for line in lines]
+        for answer in answers:
+            self._heard = time.monotonic()
+            if (ticks := answer.get("ticks", self._ticks)) != self._ticks:
+                if self._ticks is not None:
+                    self._gaps.append(self._heard - self._moved)
+                self._ticks, self._moved = ticks, self._heard
+        return answers
+
+    def _trouble(self, patience: Patience) -> str:
+        now = time.monotonic()
+        if now - self._heard > patience.silence and self._ticks is not None:
+            return f"gave no sign of life for {patience.silence:.0f} s"
+        limit = patience.starting
+        if self._gaps:
+            limit = max(patience.stuck, patience.factor * statistics.median(self._gaps))
+        if now - self._moved > limit:
+            return f"hung: no progress for {limit:.0f} s"
+        return ""
+
+    def _ended(self, order: Order, error: str = "") -> Exit:
+        """It is gone, or going: with what words and what code."""
+        code = self.end(5.0)
+        if code == worker.DONE:
+            code, error = 1, "ended without a result"
+        elif code == worker.MEMORY:
+            size = min(order.points, order.launch or order.points)
+            error = f"out of memory with {size} points at a time"
+        elif code < 0 and not error:
+            name = signal.Signals(-code).name if -code in list(signal.Signals) else str(-code)
+            error = f"killed by {name}"
+        return Exit(order, code, cause=error or f"ended with exit code {code}", log=self.log.end)
+
+    def ask(self) -> None:
+        """Ask it to leave when it has finished what it has in hand."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._known.terminate()  # only if it still is that very process
+
+    def kill(self) -> None:
+        """End it at once, with what it started; safe while another thread waits for it."""
+        for process in (*self._offspring(), self._known):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def end(self, grace: float) -> int:
+        """See it gone with all that it started, within `grace` seconds or by force.
+
+        Returns:
+            Its exit code, negative for a signal.
+        """
+        if self._orders >= 0:
+            os.close(self._orders)
+            self._orders = -1
+        started = self._offspring()
+        code = self.process.poll()
+        if code is None and grace:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._wait(grace)
+        if code is None:
+            started |= self._offspring()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._known.kill()
+            code = self.process.wait(timeout=30)
+        started |= marked(self.mark)
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(list(started), timeout=5)
+        self._finish_log()
+        return code
+
+    def _wait(self, grace: float) -> int:
+        """Wait for its end while what it prints is taken in, or it would wait for us."""
+        deadline = time.monotonic() + grace
+        while self._selector.get_map() and time.monotonic() < deadline:
+            self._listen()
+            if (code := self.process.poll()) is not None:
+                return code
+        return self.process.wait(timeout=max(0.01, deadline - time.monotonic()))
+
+    def _offspring(self) -> set[psutil.Process]:
+        try:
+            return set(self._known.children(recursive=True))
+        except psutil.NoSuchProcess:
+            return set()
+
+    def _finish_log(self) -> None:
+        deadline = time.monotonic() + 2.0
+        while self._selector.get_map() and time.monotonic() < deadline:
+            self._listen()
+        for key in list(self._selector.get_map().values()):
+            self._selector.unregister(key.fd)
+            os.close(int(key.fd))
+        self._selector.close()
+        self.log.close()
+
+
+def marked(mark: str) -> set[psutil.Process]:
+    """Living processes that carry a worker's mark, whoever is their parent by now."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark:
+                found.add(process)
+    return found
+
+
+class LocalCrew:
+    """One worker per slot of this machine.
+
+    Args:
+        path: The run folder.
+        slots: Where to work.
+        patience: How long a worker is waited for.
+    """
+
+    def __init__(self, path: Path, slots: Sequence[Slot], patience: Patience | None = None):
+        self.path, self.slots = path, slots
+        self.patience = patience or Patience()
+        self._gaps = Gaps(maxlen=256)
+        self._lock = threading.Lock()
+        self._closed = False
+        # Copying this process saves the first picture a second. Only one that has a single thread
+        # and holds no GPU can be copied safely, so replacements are begun anew.
+        loaded = "fractal_core.kernels.cpu" in sys.modules and threading.active_count() == 1
+        self._workers: dict[int, Worker] = {}
+        for slot in slots:
+            self._hire(slot, fork=loaded and slot.device == "cpu")
+
+    def _hire(self, slot: Slot, fork: bool = False) -> Worker:
+        folder = self.path / "state" / "logs"
+        number = len(list(folder.glob(f"slot-{slot.index}.*.txt"))) + 1
+        log = CappedLog(folder / f"slot-{slot.index}.{number}.txt")
+        with self._lock:
+            self._workers[slot.index] = Worker(self.path, slot, log, self._gaps, fork)
+            return self._workers[slot.index]
+
+    def do(self, slot: Slot, order: Order) -> Exit:
+        """Have a unit done in a slot; a worker that died is replaced by the next order."""
+        with self._lock:
+            current = self._workers.get(slot.index)
+            if self._closed:
+                return Exit(order, worker.TEMPORARY, cause="stopped")
+        exit = (current or self._hire(slot)).do(order, self.patience)
+        if exit.code != worker.DONE:
+            with self._lock:
+                self._workers.pop(slot.index, None)
+        return exit
+
+    def processes(self) -> dict[int, int]:
+        """The process in each slot that has one."""
+        with self._lock:
+            return {index: process.pid for index, process in self._workers.items()}
+
+    def ask(self) -> None:
+        """Ask all workers to leave when they have finished what they have in hand."""
+        with self._lock:
+            for process in self._workers.values():
+                process.ask()
+
+    def kill(self) -> None:
+        """End all workers at once; those that wait for one are told by its exit."""
+        with self._lock:
+            self._closed = True
+            for process in self._workers.values():
+                process.kill()
+
+    def close(self) -> None:
+        """See the workers gone that nobody waits for any more."""
+        with self._lock:
+            self._closed = True
+            workers, self._workers = list(self._workers.values()), {}
+        for process in workers:
+            process.end(5.0)

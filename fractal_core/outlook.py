@@ -1,0 +1,90 @@
+"""What the finished part of a map tells about the rest: where to go next, and how long it takes."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial import KDTree
+
+from fractal_core.outcome import is_trainable
+from fractal_core.store import Store
+from fractal_core.sweep import LEVELS, Unit
+
+
+class Outlook:
+    """The outcomes of a run so far, kept as small as what is asked of them."""
+
+    def __init__(self, store: Store):
+        self._store = store
+        self._outcome = np.zeros(store.sweep.grid.shape, np.uint8)
+        self._seconds: dict[str, float] = {}
+        self._unread = [unit for unit in store.units.values() if unit not in set(store.missing())]
+
+    def add(self, unit: Unit, seconds: float) -> None:
+        """Note that a unit is done, and how long its training took."""
+        self._unread.append(unit)
+        self._seconds[unit.key] = seconds / max(1, len(unit.cells()[0]))
+
+    def order(self) -> Callable[[Unit], tuple[int, float]]:
+        """A sort key: coarse levels first, and within a level what is near the boundary found.
+
+        The boundary is that of the lattice of all coarser levels; distances are in blocks. A part
+        of it that is not known yet has none.
+        """
+        self._read()
+        far = {level: self._distances(level) for level in range(LEVELS - 1)}
+
+        def key(unit: Unit) -> tuple[int, float]:
+            if unit.level not in far:
+                return -unit.level, 0.0
+            edge, distance = far[unit.level]
+            return -unit.level, float(distance[unit.rows[0] // edge, unit.cols[0] // edge])
+
+        return key
+
+    def remaining(self, missing: Iterable[Unit], slots: int) -> float | None:
+        """Seconds until the missing units are done; None before anything is known.
+
+        Every unit is taken to cost what the nearest finished one does per point: where runs blow
+        up early there is less to do.
+        """
+        missing = list(missing)
+        known = [unit for key, unit in self._store.units.items() if key in self._seconds]
+        if not known or not missing:
+            return None if missing else 0.0
+        _, nearest = KDTree([_centre(unit) for unit in known]).query([_centre(u) for u in missing])
+        per_point = np.array([self._seconds[unit.key] for unit in known])[nearest]
+        points = np.array([len(unit.cells()[0]) for unit in missing])
+        return float(per_point @ points / slots)
+
+    def _read(self) -> None:
+        units, self._unread = self._unread, []
+        for unit in units:
+            self._outcome[unit.cells()] = self._store.read(unit)["outcome"]
+
+    def _distances(self, level: int) -> tuple[int, np.ndarray]:
+        """Edge of the blocks of a level, and of every block its distance to the boundary."""
+        units = [unit for unit in self._store.units.values() if unit.level == level]
+        rows, cols = self._outcome.shape
+        edge = max((max(u.rows[1] - u.rows[0], u.cols[1] - u.cols[0]) for u in units), default=1)
+        stride = 2 ** (level + 1)
+        known = self._outcome[::stride, ::stride]
+        side, seen = is_trainable(known), known > 0
+        touched = np.zeros((-(-rows // edge), -(-cols // edge)), bool)
+        for ahead, behind in (
+            (np.s_[1:, :], np.s_[:-1, :]),
+            (np.s_[:, 1:], np.s_[:, :-1]),
+        ):
+            differ = (side[ahead] != side[behind]) & seen[ahead] & seen[behind]
+            for moved in (ahead, behind):
+                where = np.zeros(known.shape, bool)
+                where[moved] = differ
+                row, col = np.nonzero(where)
+                touched[row * stride // edge, col * stride // edge] = True
+        if not touched.any():
+            return edge, np.zeros(touched.shape)
+        return edge, np.asarray(distance_transform_edt(~touched))
+
+
+def _centre(unit: Unit) -> tuple[float, float]:
+    return sum(unit.rows) / 2, sum(unit.cols) / 2
