@@ -135,7 +135,9 @@ def slots(
     Raises:
         Refused: A device is not here, or not of a kind that the experiment can use.
     """
-    here = {"cpu": ["cpu"], "cuda": [f"cuda:{index}" for index in range(len(_visible()))]}
+    asked = any(device.startswith("cuda") for device in devices) or "cuda" in kinds
+    gpus_here = [f"cuda:{index}" for index in range(len(_visible()))] if asked else []
+    here = {"cpu": ["cpu"], "cuda": gpus_here}
     if count is not None and count < 1:
         raise Refused(f"{count} slots; a run needs at least one")
     for device in devices:

@@ -18,7 +18,8 @@ class Outlook:
         self._store = store
         self._outcome = np.zeros(store.sweep.grid.shape, np.uint8)
         self._seconds: dict[str, float] = {}
-        self._unread = [unit for unit in store.units.values() if unit not in set(store.missing())]
+        missing = {unit.key for unit in store.missing()}
+        self._unread = [unit for key, unit in store.units.items() if key not in missing]
 
     def add(self, unit: Unit, seconds: float) -> None:
         """Note that a unit is done, and how long its training took."""
@@ -59,7 +60,7 @@ class Outlook:
 
     def _read(self) -> None:
         units, self._unread = self._unread, []
-        for unit in units:
+        for unit in filter(lambda unit: unit.level, units):  # nothing is finer than level 0
             self._outcome[unit.cells()] = self._store.read(unit)["outcome"]
 
     def _distances(self, level: int) -> tuple[int, np.ndarray]:

@@ -317,6 +317,54 @@ def test_a_run_outlives_its_tab(app, tab):
         says(page, "status", "^stopped: [1-9]")
 
 
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.faults)])
+def test_a_run_outlives_its_kernel(editor, tab, times):
+    """Interrupted and restarted, the kernel takes nothing along; a new one finds the run."""
+    store = make(editor.root, f"kernel-{times}", long(300 + times), whole=False)
+    wanted: dict[str, str] = {}
+
+    def note(request) -> None:
+        wanted.update(
+            (name, value)
+            for name, value in request.headers.items()
+            if name in ("marimo-session-id", "marimo-server-token")
+        )
+
+    def kernels() -> set[int]:
+        return {child.pid for child in psutil.Process(editor.pid).children()}
+
+    first = None
+    for _ in range(times):
+        with tab(editor, f"?run={store.path.name}") as page:
+            page.on("request", note)
+            if first is None:
+                says(page, "status", "^stopped: 0 of")
+                press(page, "compute")
+            says(page, "status", "^running: [1-9]")
+            first = first or lock_holder(store.path)
+            wanted.clear()
+            while not wanted:  # the page asks for news every so often
+                page.wait_for_timeout(50)
+            before = kernels()
+            for what in ("interrupt", "restart_session"):
+                address = f"{editor.url}api/kernel/{what}"
+                assert page.request.post(address, headers=wanted, data={}).ok, what
+            while before <= kernels():
+                page.wait_for_timeout(50)
+        assert lock_holder(store.path) == first, "the run ended with the kernel"
+        done = control.progress(store).done
+        answer = subprocess.run(
+            [sys.executable, "-m", "fractal_core", "status", str(store.path), "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        told = json.loads(answer.stdout)
+        assert told["process"] == first
+        assert told["done"] >= done > 0
+    assert control.stop(store.path)
+
+
 def test_cancel_stops_and_compute_goes_on(app, tab):
     """The process is gone at once, and what it had committed is not touched again."""
     store = open_run(app.root / "cancelled")

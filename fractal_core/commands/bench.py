@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import statistics
 import sys
 from typing import Literal
 
 import tyro
 
 from fractal_core import machine
-from fractal_core.bench import tiny, zoom
+from fractal_core.bench import engine, tiny, zoom
 from fractal_core.commands.work import Json
 
 ZOOM_FIGURES = {
@@ -21,27 +22,30 @@ ZOOM_FIGURES = {
 
 
 def bench(
-    what: tyro.conf.Positional[Literal["tiny", "zoom"]],
+    what: tyro.conf.Positional[Literal["tiny", "engine", "zoom"]],
     /,
     *,
     rounds: int | None = None,
-    seconds: float = 0.5,
+    seconds: float | None = None,
     only: tuple[str, ...] = (),
     as_json: Json = False,
 ) -> None:
     """Measure speed: contenders take turns, ratios are within a round.
 
     Args:
-        what: `tiny`: the kernel of the tiny networks. `zoom`: the zoom notebook in a browser.
-        rounds: Turns of every contender, or zooms; left out, 7 and 3.
-        seconds: How long a turn of `tiny` takes.
+        what: `tiny`: the kernel of the tiny networks. `engine`: what worker processes cost.
+            `zoom`: the zoom notebook in a browser.
+        rounds: Turns of every contender, or zooms; left out, 7, 4 and 3.
+        seconds: How long a turn of `tiny` and a long unit of `engine` take; left out, 0.5 and 1.
         only: Cases of `tiny`, for example tanh-full-float64; left out, all.
         as_json: One JSON object and nothing else.
     """
     if what == "zoom":
         _zoom(3 if rounds is None else rounds, as_json)
+    elif what == "engine":
+        _engine(4 if rounds is None else rounds, seconds or 1.0, as_json)
     else:
-        _tiny(7 if rounds is None else rounds, seconds, only, as_json)
+        _tiny(7 if rounds is None else rounds, seconds or 0.5, only, as_json)
 
 
 def _tiny(rounds: int, seconds: float, only: tuple[str, ...], as_json: bool) -> None:
@@ -70,6 +74,31 @@ def _tiny(rounds: int, seconds: float, only: tuple[str, ...], as_json: bool) -> 
         print(
             f"{row['case']:<26}{row['rates']['kernel']:>10.3g}{row['share_of_peak']:>7.1%}{shown}{note}"
         )
+
+
+def _engine(rounds: int, seconds: float, as_json: bool) -> None:
+    if not as_json:
+        print("units of one point, then long ones ...", file=sys.stderr, flush=True)
+    results = engine.measure(rounds, seconds)
+    if as_json:
+        turns = {kind: [dataclasses.asdict(turn) for turn in of] for kind, of in results.items()}
+        print(json.dumps({"machine": machine.describe(), "turns": turns}))
+        return
+    _headline(rounds, machine.versions())
+    print(
+        f"{'units':<12}{'timed':>7}{'bare, ms':>10}{'overhead, ms: median (worst)':>30}{'share':>18}"
+    )
+    for kind, turns in results.items():
+        bare = statistics.median(1e3 * turn.bare for turn in turns)
+        extra = sorted(1e3 * turn.overhead for turn in turns)
+        share = sorted(turn.share for turn in turns)
+        print(
+            f"{kind:<12}{sum(turn.units for turn in turns):>7}{bare:>10.2f}"
+            f"{statistics.median(extra):>20.2f} ({extra[-1]:.2f})"
+            f"{statistics.median(share):>12.1%} ({share[-1]:.1%})"
+        )
+    starts = sorted(turn.start for turns in results.values() for turn in turns)
+    print(f"from the command to the first commit {starts[0]:.2f} to {starts[-1]:.2f} s")
 
 
 def _headline(rounds: int, versions: dict[str, str]) -> None:

@@ -25,7 +25,7 @@ def doctor(folder: tyro.conf.Positional[Path] = Path("runs"), /, *, as_json: Jso
         as_json: One JSON object and nothing else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    report = {**machine.describe(), "folder": str(folder), **_disk(folder)}
+    report = {**machine.describe(), **_gpus(), "folder": str(folder), **_disk(folder)}
     if as_json:
         print(json.dumps(report))
         return
@@ -34,6 +34,29 @@ def doctor(folder: tyro.conf.Positional[Path] = Path("runs"), /, *, as_json: Jso
             ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         )
         print(f"{name:<16} {shown}")
+
+
+def _gpus() -> dict[str, object]:
+    """Every GPU, and whose processes hold memory on it: those in the way of a run are named."""
+    report: dict[str, object] = {}
+    for gpu in machine.gpus():
+        foreign = [name for pid in gpu.processes if (name := _foreign(pid))]
+        held = f"; held by {', '.join(foreign)}" if foreign else ""
+        report[f"cuda:{gpu.index}"] = (
+            f"{gpu.name}, {gpu.memory_used / 2**30:.1f} of {gpu.memory_total / 2**30:.1f} GiB used, "
+            f"{gpu.used_percent:.0f} % busy{held}"
+        )
+    return report or {"gpus": "none"}
+
+
+def _foreign(pid: int) -> str:
+    """A process as one would ask for it; empty if it is a worker of ours."""
+    try:
+        process = psutil.Process(pid)
+        ours = "fractal_core.worker" in process.cmdline()
+        return "" if ours else f"{process.name()} ({pid}, {process.username()})"
+    except psutil.Error:
+        return f"process {pid}"
 
 
 def _disk(folder: Path) -> dict[str, object]:
