@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,69 @@ def test_status_and_verify_print_one_json_object(finished):
     report = json.loads(fractal("verify", "done", "--json", cwd=finished).stdout)
     assert report == {"intact": state["units"], "moved": []}
     assert json.loads(fractal("doctor", "--json", ".", cwd=finished).stdout)["commit_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--slots", "0"),
+        ("--devices", "cuda:9"),
+        ("--devices", "abacus"),
+        ("--shard", "3/2"),
+        ("--shard", "half"),
+        ("--engine", "ray", "--devices", "cuda:0"),
+    ],
+)
+def test_a_run_on_what_is_not_there_is_refused(finished, wrong):
+    """One sentence and exit 2, before anything is touched."""
+    before = contents(finished / "done")
+    answer = fractal("run", "done", *wrong, cwd=finished)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("fractal: ")
+    assert answer.stderr.count("\n") == 1
+    assert contents(finished / "done") == before
+
+
+def test_a_folder_that_cannot_hold_a_run_is_refused(finished, monkeypatch):
+    """There must be twice the room that the results will take."""
+    from fractal_core import store as module
+    from fractal_core.errors import Refused
+    from fractal_core.experiments import open_run
+
+    store = open_run(finished / "done")
+    units = list(store.units.values())
+    store.require_room(units)
+    usage = module.shutil.disk_usage(finished)._replace(free=10_000)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(Refused, match="make room"):
+        store.require_room(units)
+
+
+def test_status_tells_what_the_slots_do(finished):
+    """While a run is worked on: who, how fast, how long still, and what each slot has in hand."""
+    assert fractal("new", "long", "--grid", "128", "128", cwd=finished).returncode == 0
+    command = [sys.executable, "-m", "fractal_core", "run", "long", "--slots", "2"]
+    running = subprocess.Popen(command, cwd=finished, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        state = {}
+        while not state.get("seconds_remaining") and time.monotonic() < deadline:
+            time.sleep(0.2)
+            state = json.loads(fractal("status", "long", "--json", cwd=finished).stdout)
+        assert state["process"] == running.pid
+        assert state["points_per_second"] > 0
+        assert [slot["device"] for slot in state["slots"]] == ["cpu", "cpu"]
+        assert len({slot["process"] for slot in state["slots"]}) == 2
+        assert any(slot["unit"] for slot in state["slots"])
+        told = fractal("status", "long", cwd=finished).stdout
+        assert f"process {running.pid} works on it" in told
+        assert "to go" in told
+        assert "slot 1 on cpu" in told
+        assert "stopped" in fractal("stop", "long", cwd=finished).stdout
+        assert running.wait(timeout=60) == 75
+    finally:
+        running.kill()
+        running.wait()
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
