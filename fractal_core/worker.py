@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from fractal_core import experiments, machine, pulse
 from fractal_core.errors import Refused
 from fractal_core.outcome import Outcomes, join
 from fractal_core.store import DISK_TROUBLE, Store
-from fractal_core.sweep import Sweep
+from fractal_core.sweep import Sweep, Unit
 
 DONE, WRONG, MEMORY, DISK, TEMPORARY = 0, 4, 5, 74, 75
 
@@ -132,15 +133,35 @@ def _work(
     seconds = time.perf_counter() - started
     meta = {"seconds": seconds, "attempt": order["attempt"], **provenance}
     data = store.seal(unit, outcomes, meta)
-    # What waits in memory is worth as long a wait as it would take to compute again.
+    committed = deliver(store, unit, data, seconds, lambda words: answers.say(waiting=words))
+    return {"seconds": seconds, "committed": committed}
+
+
+def deliver(
+    store: Store, unit: Unit, data: bytes, seconds: float, waiting: Callable[[str], None]
+) -> bool:
+    """Commit the file of a unit, once the disk has room for it.
+
+    What waits in memory is worth as long a wait as it would take to compute again.
+
+    Args:
+        store: The run.
+        unit: Which.
+        data: What `Store.seal` made.
+        seconds: How long that took to compute.
+        waiting: Is told why nothing happens, whenever it is tried in vain.
+
+    Returns:
+        False if another process had stored it first.
+    """
     deadline, pause = time.monotonic() + min(seconds, 600.0), 0.1
     while True:
         try:
-            return {"seconds": seconds, "committed": store.accept(unit, data)}
+            return store.accept(unit, data)
         except OSError as error:
             if error.errno not in DISK_TROUBLE or time.monotonic() > deadline:
                 raise
-            answers.say(waiting=in_words(error))
+            waiting(in_words(error))
             pulse.tick()
             time.sleep(pause)
             pause = min(2 * pause, 10.0)
