@@ -234,12 +234,15 @@ class Worker:
             line = json.dumps(message).encode() + b"\n"
             os.write(self._orders, line)
         while True:
+            # Asked before listening, so that its last words are heard. The end of its pipes would
+            # not tell: whatever it started may hold them open.
+            gone = self.process.poll() is not None
             for answer in self._listen():
                 if "error" in answer:
-                    return self._ended(order, answer["error"])
+                    return self._ended(order, answer["error"], answer["code"])
                 if answer.get("unit") == order.unit.key:
                     return Exit(order, worker.DONE, answer["seconds"], answer["committed"])
-            if not self._selector.get_map():
+            if gone:
                 return self._ended(order)
             if trouble := self._trouble(patience):
                 self.end(patience.grace)
@@ -278,9 +281,11 @@ class Worker:
             return f"hung: no progress for {limit:.0f} s"
         return ""
 
-    def _ended(self, order: Order, error: str = "") -> Exit:
+    def _ended(self, order: Order, error: str = "", said: int | None = None) -> Exit:
         """It is gone, or going: with what words and what code."""
         code = self.end(5.0)
+        if said is not None:
+            code = said  # the end of its orders may have ended it before it could exit with that
         if code == worker.DONE:
             code, error = 1, "ended without a result"
         elif code == worker.MEMORY:

@@ -3,9 +3,9 @@
 `python -m fractal_core.worker RUN --slot K` keeps compiled kernels, models and data loaded between
 units. All is said in lines of JSON. An order is {"unit": KEY, "launch": most points at a time or
 null, "attempt": N}; its answer {"unit": KEY, "seconds": S, "committed": BOOL} or {"unit": KEY,
-"error": WORDS}. {"ready": true} comes once, {"waiting": WORDS} while a result waits for room on the
-disk, and every second {"beat": N, "ticks": N}: alive, and whether anything moves. What anything
-prints goes to the log, not between the answers.
+"error": WORDS, "code": EXIT CODE}, which is the last. {"ready": true} comes once, {"waiting": WORDS}
+while a result waits for room on the disk, and every second {"beat": N, "ticks": N}: alive, and
+whether anything moves. What anything prints goes to the log, not between the answers.
 
 Exit codes: 0 no more orders, 4 error in configuration or code, 5 out of memory, 74 the disk takes no
 more, 75 temporary.
@@ -107,7 +107,7 @@ def serve(path: Path, source: int, sink: int) -> int:
     except Exception as error:  # noqa: BLE001
         # Whatever it is, the supervisor must hear of it.
         traceback.print_exc()
-        answers.say(error=in_words(error))
+        answers.say(error=in_words(error), code=code_of(error))
         return code_of(error)
     answers.say(ready=True)
     while (order := orders.get()) is not None:
@@ -116,7 +116,7 @@ def serve(path: Path, source: int, sink: int) -> int:
         except Exception as error:  # noqa: BLE001
             # The same; a process in which something went wrong is not used again.
             traceback.print_exc()
-            answers.say(unit=order["unit"], error=in_words(error))
+            answers.say(unit=order["unit"], error=in_words(error), code=code_of(error))
             return code_of(error)
         finally:
             end_children()
