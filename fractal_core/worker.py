@@ -31,6 +31,7 @@ import psutil
 from fractal_core import experiments, machine, pulse
 from fractal_core.errors import Refused
 from fractal_core.outcome import Outcomes, join
+from fractal_core.redact import redact
 from fractal_core.store import DISK_TROUBLE, Store
 from fractal_core.sweep import Sweep
 
@@ -60,10 +61,10 @@ def code_of(error: BaseException) -> int:
 
 
 def in_words(error: BaseException) -> str:
-    """An error as the cause of a failure: one line."""
+    """An error as the cause of a failure: one line, without secrets."""
     if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
         return f"{error.filename or 'the disk'}: {error.strerror}"
-    text = " ".join(str(error).split())[:500]
+    text = " ".join(redact(str(error)).split())[:500]
     return text if isinstance(error, Refused) else f"{type(error).__name__}: {text}"
 
 
@@ -175,14 +176,22 @@ def end_children() -> None:
             pass
 
 
+def shut_stdin() -> None:
+    """Put nothing in the place of standard input, or a library that asks would take our orders."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+
+
 def main() -> None:
     """Work for a supervisor on one slot of a run."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--slot", help="for whoever looks at the list of processes")
-    answers = os.dup(1)
+    orders, answers = os.dup(0), os.dup(1)
+    shut_stdin()
     os.dup2(2, 1)
-    code = serve(parser.parse_args().run, os.dup(0), answers)
+    code = serve(parser.parse_args().run, orders, answers)
     sys.stderr.flush()
     # Threads of libraries may still be busy, and nothing that matters is left to be done.
     os._exit(code)
