@@ -172,7 +172,9 @@ def scratch(store: Store) -> Path:
 
 def tell(store: Store, act: str, *units: Unit) -> None:
     """Have these units do something from now on, or all units that are told nothing else."""
-    for name in [_name(store.points(unit)) for unit in units] or ["all"]:
+    # By each of its points, for it may be trained in several launches.
+    points = [store.points(unit)[first:] for unit in units for first in range(_size(unit))]
+    for name in map(_name, points) if units else ["all"]:
         (scratch(store) / name).write_text(act)
 
 
@@ -181,6 +183,10 @@ def forget(store: Store) -> None:
     for file in scratch(store).iterdir():
         if file.suffix not in (".begun", ".born"):
             file.unlink()
+
+
+def _size(unit: Unit) -> int:
+    return len(unit.cells()[0])
 
 
 def begun(store: Store, unit: Unit) -> int:

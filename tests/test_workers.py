@@ -212,12 +212,13 @@ def test_every_failure_has_its_own_end_and_harms_no_other(tmp_path):
 
 
 def test_what_fits_in_memory_is_what_the_next_units_get(tmp_path):
-    """One unit finds out; the others begin with half and are not tried twice."""
+    """Those that begin before the first is tried again find out; the others begin with half."""
     store = make(tmp_path / "run")
     tell(store, "memory 32")
     exits = drive(store, slots=1)
-    failed = [exit for exit in exits if exit.code]
-    assert [exit.code for exit in failed] == [worker.MEMORY]
+    failed = [exit.order.unit for exit in exits if exit.code]
+    assert {exit.code for exit in exits} == {0, worker.MEMORY}
+    assert len(failed) == len(set(failed)) < 5
     assert store.missing() == []
 
 
@@ -240,7 +241,7 @@ def test_a_worker_of_other_code_than_its_supervisor_works_on_nothing(tmp_path, m
         mischief.Mischief, "contract", lambda self, seed: {"arithmetic": "mischief-0"}
     )
     store = make(tmp_path / "run")
-    with pytest.raises(Refused, match="contract.arithmetic was mischief-0 and is mischief-1"):
+    with pytest.raises(Refused, match=r"contract\.arithmetic was mischief-0 and is mischief-1"):
         drive(store)
     assert store.files.list("units") == []
     answer = fractal(store)
@@ -365,7 +366,7 @@ def test_the_children_of_a_copied_worker_end_with_it(tmp_path):
     """The same for the workers that are forks of their supervisor."""
     store = make(tmp_path / "run", 8, 8)
     (unit, *_) = store.units.values()
-    tell(store, "once offspring\nonce signal SIGKILL")
+    tell(store, "once offspring\nonce signal SIGKILL", unit)
     code = (
         "import fractal_core.kernels.cpu, sys; from fractal_core.__main__ import main\n"
         f"sys.argv = ['fractal', 'run', {str(store.path)!r}]; main()"
