@@ -1,14 +1,18 @@
 """What the finished part of a map tells about the rest: where to go next, and how long it takes."""
 
+import logging
 from collections.abc import Callable, Iterable
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import KDTree
 
+from fractal_core.errors import Refused
 from fractal_core.outcome import is_trainable
 from fractal_core.store import Store
 from fractal_core.sweep import LEVELS, Unit
+
+log = logging.getLogger(__name__)
 
 
 class Outlook:
@@ -18,7 +22,8 @@ class Outlook:
         self._store = store
         self._outcome = np.zeros(store.sweep.grid.shape, np.uint8)
         self._seconds: dict[str, float] = {}
-        self._unread = [unit for unit in store.units.values() if unit not in set(store.missing())]
+        missing = {unit.key for unit in store.missing()}
+        self._unread = [unit for key, unit in store.units.items() if key not in missing]
 
     def add(self, unit: Unit, seconds: float) -> None:
         """Note that a unit is done, and how long its training took."""
@@ -60,7 +65,10 @@ class Outlook:
     def _read(self) -> None:
         units, self._unread = self._unread, []
         for unit in units:
-            self._outcome[unit.cells()] = self._store.read(unit)["outcome"]
+            try:
+                self._outcome[unit.cells()] = self._store.read(unit)["outcome"]
+            except Refused as error:  # what is missing can be done all the same
+                log.warning("%s; run `fractal verify %s`", error, self._store.path)
 
     def _distances(self, level: int) -> tuple[int, np.ndarray]:
         """Edge of the blocks of a level, and of every block its distance to the boundary."""
