@@ -1,4 +1,4 @@
-"""An experiment that misbehaves where it is told to, and the way it gets into workers.
+"""An experiment that misbehaves where it is told to, the way it gets into workers, and how to look.
 
 Workers look experiments up by name, so one of a test has to be imported where they begin. They
 keep `PYTHONPATH`, and Python imports a `sitecustomize` that it finds there: `install` writes one.
@@ -11,15 +11,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from fractal_core import Axis, Outcome, Outcomes, Region, Store, Sweep
+from fractal_core.engine import run_here
 from fractal_core.experiments import EXPERIMENTS
+from fractal_core.store import ARRAYS
 from fractal_core.sweep import Unit
+
+DEADLINE = 60.0
+"""Seconds that a busy machine may take for anything."""
 
 
 @dataclass(frozen=True)
@@ -199,3 +205,64 @@ def born(store: Store, unit: Unit) -> list[int]:
     """Ids of the processes that a unit told of its offspring began."""
     file = scratch(store) / f"{_name(store.points(unit))}.born"
     return [int(pid) for pid in file.read_text().split()] if file.exists() else []
+
+
+def until(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
+    """Wait for something, however busy the machine is."""
+    end = time.monotonic() + deadline
+    while not condition():
+        assert time.monotonic() < end, f"never came: {what}"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def same_answers(store: Store, clean: Store, units: Iterable | None = None) -> None:
+    """Every array of every unit but the times, byte for byte."""
+    for unit in clean.units.values() if units is None else units:
+        mine, other = store.read(unit), clean.read(unit)
+        for name in (*ARRAYS, "points"):
+            if name != "seconds":
+                assert mine[name].tobytes() == other[name].tobytes(), (unit, name)
+
+
+def run_clean(path: Path, rows: int = 32, cols: int = 32) -> Store:
+    store = make(path, rows, cols)
+    for _ in run_here(store):
+        pass
+    return store
+
+
+def begin(store: Store, *options: str) -> subprocess.Popen[str]:
+    """A supervisor in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fractal_core", "run", str(store.path), *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def fractal(store: Store, *options: str) -> subprocess.CompletedProcess[str]:
+    """What becomes of one."""
+    with begin(store, *options) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def at_work(store: Store) -> list[psutil.Process]:
+    """Processes that name the run folder, ended ones left out."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(store.path) in process.cmdline() and alive(process.pid):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found

@@ -8,25 +8,33 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import mischief
 import numpy as np
 import psutil
 import pytest
-from mischief import begun, born, make, tell
+from mischief import (
+    DEADLINE,
+    alive,
+    begun,
+    born,
+    fractal,
+    make,
+    run_clean,
+    same_answers,
+    tell,
+    until,
+)
 
 from fractal_core import Outcome, Refused, Store, engine, worker
 from fractal_core.agenda import Exit, Order, Policy
 from fractal_core.duty import WHOLE, Share, read_events
 from fractal_core.local import LocalCrew, Patience
 from fractal_core.machine import Slot
-from fractal_core.store import ARRAYS
 
 QUICK = Policy(backoff=0.01)
-DEADLINE = 60.0
-
 pytestmark = pytest.mark.usefixtures("laboratory")
 
 
@@ -51,37 +59,6 @@ def drive(
             store, lambda store: crew(store.path, places, patience), share=share, policy=policy
         )
     )
-
-
-def until(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
-    """Wait for something, however busy the machine is."""
-    end = time.monotonic() + deadline
-    while not condition():
-        assert time.monotonic() < end, f"never came: {what}"
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def same_answers(store: Store, clean: Store, units: Iterable | None = None) -> None:
-    """Every array of every unit but the times, byte for byte."""
-    for unit in clean.units.values() if units is None else units:
-        mine, other = store.read(unit), clean.read(unit)
-        for name in (*ARRAYS, "points"):
-            if name != "seconds":
-                assert mine[name].tobytes() == other[name].tobytes(), (unit, name)
-
-
-def run_clean(path: Path, rows: int = 32, cols: int = 32) -> Store:
-    store = make(path, rows, cols)
-    for _ in engine.run_here(store):
-        pass
-    return store
 
 
 class Killer(LocalCrew):
@@ -374,16 +351,6 @@ def test_the_children_of_a_copied_worker_end_with_it(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, stdin=subprocess.DEVNULL)
     assert born(store, unit)
     until(lambda: not any(map(alive, born(store, unit))), "the end of the children", 10)
-
-
-def fractal(store: Store, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fractal_core", "run", str(store.path), *options],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
 
 
 def flood(store: Store, amount: int) -> None:
