@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mischief
@@ -34,6 +35,11 @@ def attempts(store: Store) -> int:
     return sum(mischief.begun(store, unit) for unit in store.units.values())
 
 
+def another_unit(store: Store) -> Callable[[], bool]:
+    known = len(store.files.list("units"))
+    return lambda: len(store.files.list("units")) > known
+
+
 def survives(tmp_path: Path, kills: int, rows: int, cols: int, slots: int = 2) -> None:
     """Kill a run over and over at random instants, then let it end, and compare."""
     clean = run_clean(tmp_path / "clean", rows, cols)
@@ -43,7 +49,7 @@ def survives(tmp_path: Path, kills: int, rows: int, cols: int, slots: int = 2) -
     for _ in range(kills):
         # Wait until it works, so that the kill meets training and commits and not only imports.
         with begin(store, "--slots", str(slots)) as process:
-            until(lambda known=len(finished): len(store.files.list("units")) > known, "a unit")
+            until(another_unit(store), "a unit")
             time.sleep(DICE.uniform(0, 0.1))
             assert process.poll() is None, "the run ended before it was killed; make it longer"
             process.kill()
