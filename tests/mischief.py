@@ -128,6 +128,11 @@ def _offspring(rest: str, outcomes: Outcomes, place: Path) -> None:
         file.writelines(f"{pid}\n" for pid in pids)
 
 
+def _wait(rest: str, outcomes: Outcomes, place: Path) -> None:
+    while not place.with_name(rest).exists():
+        time.sleep(0.01)
+
+
 def _differ(rest: str, outcomes: Outcomes, place: Path) -> None:
     outcomes.measure[:] += os.getpid()
 
@@ -143,6 +148,7 @@ ACTS = {
     "memory": _memory,
     "flood": _flood,
     "offspring": _offspring,
+    "wait": _wait,
     "differ": _differ,
     "diverge": _diverge,
     "nap": lambda rest, *_: time.sleep(float(rest)),
@@ -182,6 +188,11 @@ def tell(store: Store, act: str, *units: Unit) -> None:
     points = [store.points(unit)[first:] for unit in units for first in range(_size(unit))]
     for name in map(_name, points) if units else ["all"]:
         (scratch(store) / name).write_text(act)
+
+
+def go(store: Store) -> None:
+    """End the waiting of units that were told to `wait go`."""
+    (scratch(store) / "go").touch()
 
 
 def forget(store: Store) -> None:

@@ -25,23 +25,23 @@ KINDS = {
     "plan": "plan.json",
     "axes": "axes.npz",
     "environment": "env.json",
-    "failures": "failures/L0-00008-00008.json",
+    "failures": "failures/L0-00000-00000.json",
     "status": "state/status.json",
     "events": "state/events.jsonl",
     "lock": "state/lock",
 }
-LEFT_OUT = "L0-00008-00008"
+LEFT_OUT = "L0-00000-00000"
 
 
 @pytest.fixture
 def clean(tmp_path) -> Store:
-    return run_clean(tmp_path / "clean", 16, 16)
+    return run_clean(tmp_path / "clean", 8, 8)
 
 
 @pytest.fixture
 def store(tmp_path, clean) -> Iterator[Store]:
     """A run that this process works on: one of its units has failed, all others are done."""
-    store = make(tmp_path / "run", 16, 16)
+    store = make(tmp_path / "run", 8, 8)
     with lock(store.path) as journal:
         journal.event("started", missing=len(store.units))
         for unit in store.units.values():
@@ -49,7 +49,7 @@ def store(tmp_path, clean) -> Iterator[Store]:
                 store.fail(unit, "killed by SIGKILL", -9, "the end of a log")
             else:
                 fill(store, unit)
-        journal.event("committed", unit="L0-00000-00008", seconds=1.5)
+        journal.event("committed", unit="L1-00000-00000", seconds=1.5)
         journal.status(
             process=duty.lock_holder(store.path),
             points_per_second=1.5,
@@ -65,13 +65,14 @@ def fill(store: Store, unit) -> None:
 
 
 def damages(data: bytes, every: bool) -> Iterator[bytes]:
-    """A byte changed or the rest cut off: at a hundred places, or at each."""
+    """A bit changed or the rest cut off: at a hundred places, or at each and each sixteenth."""
     dice = random.Random()
-    places = range(len(data)) if every else [dice.randrange(len(data)) for _ in range(50)]
-    for place in places:
+    size = len(data)
+    for place in range(size) if every else [dice.randrange(size) for _ in range(50)]:
         flipped = bytearray(data)
         flipped[place] ^= 1 << dice.randrange(8)
         yield bytes(flipped)
+    for place in range(0, size, 16) if every else [dice.randrange(size) for _ in range(50)]:
         yield data[:place]
 
 
