@@ -112,6 +112,10 @@ def stop(path: Path, patience: float = 20.0) -> bool:
     return False
 
 
+STATUS = {"process", "points_per_second", "seconds_remaining", "slots"}
+"""What is read of what a process on duty tells."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run is.
@@ -179,8 +183,9 @@ def progress(store: Store) -> Progress:
 
 
 def _told(path: Path, suffix: str) -> dict[str, Any] | None:
-    """What the process on duty last told; None if it has not told anything yet."""
+    """What the process on duty last told; None if it has not told anything readable yet."""
     try:
-        return json.loads((path / "state" / f"status{suffix}.json").read_bytes())
-    except FileNotFoundError:
-        return None
+        told = json.loads((path / "state" / f"status{suffix}.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None  # it will tell again in a second
+    return told if told.keys() >= STATUS else None

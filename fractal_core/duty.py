@@ -139,17 +139,12 @@ def lock(path: Path, share: Share = WHOLE) -> Iterator[Journal]:
     """Be the one process that works on a folder, or on a share of it.
 
     Raises:
-        Busy: Another process does, or divides the folder in another way.
+        Busy: Another process does.
+        Refused: Another process divides the folder in another way.
     """
     state = path / "state"
     state.mkdir(exist_ok=True)
-    for suffix, holder in holders(path).items():
-        if suffix == share.suffix or suffix.endswith(f"-of-{share.count}"):
-            continue
-        raise Busy(
-            f"{path} is being run by process {holder or 'elsewhere'} as "
-            f"{'a whole' if not suffix else 'share' + suffix}; stop that, or divide the run alike"
-        )
+    _require_alike(path, share)
     with (state / f"lock{share.suffix}").open("a+") as handle:
         # Those who only look hold it for an instant, so insist; a worker is not waited for.
         if not _acquire(handle, fcntl.LOCK_EX, patience=1.0, unless=_holder):
@@ -158,6 +153,7 @@ def lock(path: Path, share: Share = WHOLE) -> Iterator[Journal]:
                 f"watch it with `fractal status {path}`"
             )
         try:
+            _require_alike(path, share)  # again, for two may have begun at one time
             created = psutil.Process().create_time()
             handle.truncate(0)
             handle.write(json.dumps({"pid": os.getpid(), "created": created}))
@@ -167,6 +163,15 @@ def lock(path: Path, share: Share = WHOLE) -> Iterator[Journal]:
             yield Journal(path, share)
         finally:
             handle.truncate(0)
+
+
+def _require_alike(path: Path, share: Share) -> None:
+    for suffix, holder in holders(path).items():
+        if suffix != share.suffix and not suffix.endswith(f"-of-{share.count}"):
+            raise Refused(
+                f"{path} is being run by process {holder or 'elsewhere'} as "
+                f"{'share' + suffix if suffix else 'a whole'}; stop that, or divide the run alike"
+            )
 
 
 def holders(path: Path) -> dict[str, int]:

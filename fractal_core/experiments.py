@@ -148,7 +148,9 @@ def open_run(path: Path) -> Store:
         kind = EXPERIMENTS[recipe["experiment"]]
         experiment = from_json(kind, recipe["settings"])
         sweep = Sweep(experiment, read_grid(path, recipe), recipe["seed"])
-    except (KeyError, TypeError) as error:
+    except Refused:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Refused(
             f"{path}/sweep.json is no recipe of this version ({error}); make the run anew"
         ) from None

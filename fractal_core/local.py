@@ -93,25 +93,25 @@ class CappedLog:
             self._rest = b""
 
     def _line(self, line: bytes) -> None:
-        line = redact(line.decode(errors="replace")).encode()
         self._tail.append(line)
         self._tail_bytes += len(line)
         while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
             self._tail_bytes -= len(self._tail.popleft())
-        if self._written + len(line) > self._most:
+        if self._skipped or self._written + len(line) > self._most:
             self._skipped += len(line)
             return
+        line = _clean(line)
         self._written += len(line)
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab", buffering=0)
         with contextlib.suppress(OSError):  # a full disk must not end the work that is logged
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("ab", buffering=0)
             self._file.write(line)
 
     @property
     def end(self) -> str:
         """The last 4 KB of what was said."""
-        return b"".join(self._tail).decode(errors="replace")[-4096:]
+        return _clean(b"".join(self._tail)).decode()[-4096:]
 
     def close(self) -> None:
         """Write the end of what did not fit."""
@@ -124,8 +124,12 @@ class CappedLog:
             if self._skipped:
                 tail = b"".join(self._tail)
                 left_out = max(0, self._skipped - len(tail))
-                self._file.write(b"\n[%d bytes left out]\n\n" % left_out + tail)
+                self._file.write(b"\n[%d bytes left out]\n\n" % left_out + _clean(tail))
         self._file = None
+
+
+def _clean(said: bytes) -> bytes:
+    return redact(said.decode(errors="replace")).encode()
 
 
 Gaps = collections.deque[float]
@@ -163,13 +167,13 @@ def _fork(path: Path, environment: dict[str, str], orders: int, answers: int, lo
         os.setsid()
         # Numbers above those of pipes in use, so that no copy falls on another's place.
         copies = [os.dup(fd) for fd in (orders, answers, log)]
-        for copy, place in zip([copies[0], copies[2], copies[2]], range(3), strict=True):
+        for copy, place in zip([copies[2], copies[2], *copies[:2]], range(1, 5), strict=True):
             os.dup2(copy, place)
-        answers = os.dup2(copies[1], 3)
-        os.closerange(4, 2**16)  # the lock of the run among them
+        os.closerange(5, 2**16)  # the lock of the run among them
+        worker.shut_stdin()
         os.environ.clear()
         os.environ.update(environment)
-        code = worker.serve(path, 0, answers)
+        code = worker.serve(path, 3, 4)
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
     finally:
@@ -216,6 +220,7 @@ class Worker:
             for fd in (theirs_in, theirs_out, theirs_err):
                 os.close(fd)
         self._known = psutil.Process(self.process.pid)
+        self._pipes = {f"pipe:[{os.fstat(fd).st_ino}]" for fd in (answers, said)}
         self._selector = selectors.DefaultSelector()
         for fd in (answers, said):
             os.set_blocking(fd, False)
@@ -234,22 +239,25 @@ class Worker:
             line = json.dumps(message).encode() + b"\n"
             os.write(self._orders, line)
         while True:
-            for answer in self._listen():
+            # Asked before listening, so that its last words are heard. The end of its pipes would
+            # not tell: whatever it started may hold them open.
+            gone = self.process.poll() is not None
+            for answer in self._listen(0.0 if gone else 1.0):
                 if "error" in answer:
-                    return self._ended(order, answer["error"])
+                    return self._ended(order, answer["error"], answer["code"])
                 if answer.get("unit") == order.unit.key:
                     return Exit(order, worker.DONE, answer["seconds"], answer["committed"])
-            if not self._selector.get_map():
+            if gone or not self._selector.get_map():
                 return self._ended(order)
             if trouble := self._trouble(patience):
                 self.end(patience.grace)
                 # It may have finished while it was asked to leave; the disk knows.
                 return Exit(order, -signal.SIGKILL, cause=trouble, log=self.log.end)
 
-    def _listen(self) -> list[dict[str, Any]]:
-        """What it answered within a second; what it printed goes to the log meanwhile."""
+    def _listen(self, seconds: float = 1.0) -> list[dict[str, Any]]:
+        """What it answers within so long; what it prints goes to the log meanwhile."""
         answers = []
-        for key, _ in self._selector.select(1.0):
+        for key, _ in self._selector.select(seconds):
             data = os.read(key.fd, 2**16)
             if not data:
                 self._selector.unregister(key.fd)
@@ -278,9 +286,11 @@ class Worker:
             return f"hung: no progress for {limit:.0f} s"
         return ""
 
-    def _ended(self, order: Order, error: str = "") -> Exit:
+    def _ended(self, order: Order, error: str = "", said: int | None = None) -> Exit:
         """It is gone, or going: with what words and what code."""
         code = self.end(5.0)
+        if said is not None:
+            code = said  # the end of its orders may have ended it before it could exit with that
         if code == worker.DONE:
             code, error = 1, "ended without a result"
         elif code == worker.MEMORY:
@@ -321,7 +331,7 @@ class Worker:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._known.kill()
             code = self.process.wait(timeout=30)
-        started |= marked(self.mark)
+        started |= strays(self.mark, self._pipes)
         for process in started:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -355,12 +365,18 @@ class Worker:
         self.log.close()
 
 
-def marked(mark: str) -> set[psutil.Process]:
-    """Living processes that carry a worker's mark, whoever is their parent by now."""
+def strays(mark: str, pipes: set[str]) -> set[psutil.Process]:
+    """Living processes that carry a worker's mark or hold its pipes, whoever is their parent now.
+
+    A mark is seen from `exec` on, so that a copy of a copy of this process is known by its pipes.
+    """
     found = set()
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == mark:
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == mark or any(
+                str(fd.readlink()) in pipes and fd.lstat().st_mode & 0o200  # those who write
+                for fd in Path(f"/proc/{process.pid}/fd").iterdir()
+            ):
                 found.add(process)
     return found
 
@@ -391,17 +407,16 @@ class LocalCrew:
         folder = self.path / "state" / "logs"
         number = len(list(folder.glob(f"slot-{slot.index}.*.txt"))) + 1
         log = CappedLog(folder / f"slot-{slot.index}.{number}.txt")
-        with self._lock:
-            self._workers[slot.index] = Worker(self.path, slot, log, self._gaps, fork)
-            return self._workers[slot.index]
+        self._workers[slot.index] = Worker(self.path, slot, log, self._gaps, fork)
+        return self._workers[slot.index]
 
     def do(self, slot: Slot, order: Order) -> Exit:
         """Have a unit done in a slot; a worker that died is replaced by the next order."""
-        with self._lock:
-            current = self._workers.get(slot.index)
+        with self._lock:  # while it is hired too, or `kill` would miss it
             if self._closed:
                 return Exit(order, worker.TEMPORARY, cause="stopped")
-        exit = (current or self._hire(slot)).do(order, self.patience)
+            current = self._workers.get(slot.index) or self._hire(slot)
+        exit = current.do(order, self.patience)
         if exit.code != worker.DONE:
             with self._lock:
                 self._workers.pop(slot.index, None)

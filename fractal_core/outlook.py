@@ -1,14 +1,18 @@
 """What the finished part of a map tells about the rest: where to go next, and how long it takes."""
 
+import logging
 from collections.abc import Callable, Iterable
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import KDTree
 
+from fractal_core.errors import Refused
 from fractal_core.outcome import is_trainable
 from fractal_core.store import Store
 from fractal_core.sweep import LEVELS, Unit
+
+log = logging.getLogger(__name__)
 
 
 class Outlook:
@@ -61,7 +65,10 @@ class Outlook:
     def _read(self) -> None:
         units, self._unread = self._unread, []
         for unit in filter(lambda unit: unit.level, units):  # nothing is finer than level 0
-            self._outcome[unit.cells()] = self._store.read(unit)["outcome"]
+            try:
+                self._outcome[unit.cells()] = self._store.read(unit)["outcome"]
+            except Refused as error:  # what is missing can be done all the same
+                log.warning("%s; run `fractal verify %s`", error, self._store.path)
 
     def _distances(self, level: int) -> tuple[int, np.ndarray]:
         """Edge of the blocks of a level, and of every block its distance to the boundary."""

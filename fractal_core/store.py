@@ -7,6 +7,7 @@ the files.
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import logging
@@ -15,6 +16,7 @@ import shutil
 import time
 import uuid
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -44,7 +46,8 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EM
 POINT_BYTES, UNIT_BYTES = 128, 4096
 """What a point and a unit take on the disk, rounded up."""
 
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise for a damaged file, which may seem to be encrypted or from the future."""
 
 
 class Files:
@@ -165,6 +168,11 @@ def unpack(data: bytes) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
+def _digest(units: list[Unit]) -> str:
+    """The content of a plan; a digit that changed in it would leave a hole that nobody misses."""
+    return hashlib.sha256(canonical(to_json(units)).encode()).hexdigest()
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """The recipe that a run folder holds, as plain JSON data.
 
@@ -221,6 +229,9 @@ class Store:
         try:
             described = json.loads(self.files.get("plan.json"))
             units = [from_json(Unit, item) for item in described["units"]]
+            digest = _digest(units)
+            if described.get("sha256", digest) != digest:
+                raise ValueError
         except FileNotFoundError:
             if self.files.list("units"):
                 raise Refused(f"{path}/plan.json is gone; restore it from a copy") from None
@@ -261,7 +272,9 @@ class Store:
         try:
             files = Files(draft)
             files.put_once("axes.npz", axes.getvalue())
-            files.put_once("plan.json", canonical({"units": to_json(units)}).encode())
+            files.put_once(
+                "plan.json", canonical({"units": to_json(units), "sha256": _digest(units)}).encode()
+            )
             files.put_once("env.json", canonical(machine.describe()).encode())
             files.put_once("sweep.json", canonical({"id": sweep.id, **sweep.recipe}).encode())
             draft.rename(path)
@@ -362,7 +375,11 @@ class Store:
         for key in self.files.list("failures"):
             # It goes when the unit commits, perhaps just now; it appears whole or not at all.
             with contextlib.suppress(FileNotFoundError):
-                notes[Path(key).stem] = json.loads(self.files.get(key))
+                try:
+                    note = json.loads(self.files.get(key))
+                except ValueError:
+                    note = {}
+                notes[Path(key).stem] = {"cause": f"{key} is damaged", **note}
         return notes
 
     def image(self) -> Image:

@@ -3,9 +3,9 @@
 `python -m fractal_core.worker RUN --slot K` keeps compiled kernels, models and data loaded between
 units. All is said in lines of JSON. An order is {"unit": KEY, "launch": most points at a time or
 null, "attempt": N}; its answer {"unit": KEY, "seconds": S, "committed": BOOL} or {"unit": KEY,
-"error": WORDS}. {"ready": true} comes once, {"waiting": WORDS} while a result waits for room on the
-disk, and every second {"beat": N, "ticks": N}: alive, and whether anything moves. What anything
-prints goes to the log, not between the answers.
+"error": WORDS, "code": EXIT CODE}, which is the last. {"ready": true} comes once, {"waiting": WORDS}
+while a result waits for room on the disk, and every second {"beat": N, "ticks": N}: alive, and
+whether anything moves. What anything prints goes to the log, not between the answers.
 
 Exit codes: 0 no more orders, 4 error in configuration or code, 5 out of memory, 74 the disk takes no
 more, 75 temporary.
@@ -32,6 +32,7 @@ import psutil
 from fractal_core import experiments, machine, pulse
 from fractal_core.errors import Refused
 from fractal_core.outcome import Outcomes, join
+from fractal_core.redact import redact
 from fractal_core.store import DISK_TROUBLE, Store
 from fractal_core.sweep import Sweep, Unit
 
@@ -61,10 +62,10 @@ def code_of(error: BaseException) -> int:
 
 
 def in_words(error: BaseException) -> str:
-    """An error as the cause of a failure: one line."""
+    """An error as the cause of a failure: one line, without secrets."""
     if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
         return f"{error.filename or 'the disk'}: {error.strerror}"
-    text = " ".join(str(error).split())[:500]
+    text = " ".join(redact(str(error)).split())[:500]
     return text if isinstance(error, Refused) else f"{type(error).__name__}: {text}"
 
 
@@ -108,7 +109,7 @@ def serve(path: Path, source: int, sink: int) -> int:
     except Exception as error:  # noqa: BLE001
         # Whatever it is, the supervisor must hear of it.
         traceback.print_exc()
-        answers.say(error=in_words(error))
+        answers.say(error=in_words(error), code=code_of(error))
         return code_of(error)
     answers.say(ready=True)
     while (order := orders.get()) is not None:
@@ -117,7 +118,7 @@ def serve(path: Path, source: int, sink: int) -> int:
         except Exception as error:  # noqa: BLE001
             # The same; a process in which something went wrong is not used again.
             traceback.print_exc()
-            answers.say(unit=order["unit"], error=in_words(error))
+            answers.say(unit=order["unit"], error=in_words(error), code=code_of(error))
             return code_of(error)
         finally:
             end_children()
@@ -196,14 +197,22 @@ def end_children() -> None:
             pass
 
 
+def shut_stdin() -> None:
+    """Put nothing in the place of standard input, or a library that asks would take our orders."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+
+
 def main() -> None:
     """Work for a supervisor on one slot of a run."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--slot", help="for whoever looks at the list of processes")
-    answers = os.dup(1)
+    orders, answers = os.dup(0), os.dup(1)
+    shut_stdin()
     os.dup2(2, 1)
-    code = serve(parser.parse_args().run, os.dup(0), answers)
+    code = serve(parser.parse_args().run, orders, answers)
     sys.stderr.flush()
     # Threads of libraries may still be busy, and nothing that matters is left to be done.
     os._exit(code)

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 import tempfile
 
 import psutil
@@ -26,3 +27,16 @@ def own_warm_process(tmp_path_factory):
                 process.kill()
         except psutil.Error:
             continue
+
+
+@pytest.fixture(scope="session")
+def laboratory(tmp_path_factory):
+    """Workers, whoever begins them, know the experiment that misbehaves."""
+    import mischief  # not before the checker of types is in place
+
+    folder = tmp_path_factory.mktemp("site")
+    mischief.install(folder)
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        yield
