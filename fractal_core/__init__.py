@@ -26,9 +26,11 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     warm           3   a process that forks runs within milliseconds
     worker         4   one process per slot, which trains units and commits them
     agenda         5   what is done next, and what follows from a failure
+    raylink        5   joins a Ray cluster, or begins one
     local          6   workers on this machine
     engine         6   runs the missing units of a run folder with a crew of workers
     control        6   start, stop and watch a run from outside
+    cluster        7   workers on a Ray cluster
     explore        7   views of the zoom notebook: addresses, costs, places
     portrait       8   what a view looks like
     bench          9   ratios of speed, contenders taking turns
