@@ -412,40 +412,31 @@ def test_a_killed_supervisor_and_a_killed_node_lose_nothing(joined, tmp_path, un
     assert_equal(store, uninterrupted)
 
 
-def test_a_killed_head_is_one_sentence_and_the_same_command_ends_the_run(
-    joined, tmp_path, uninterrupted
+def test_a_cluster_begun_here_is_this_machines_alone_and_may_die(
+    joined, tmp_path, uninterrupted, monkeypatch
 ):
-    """The supervisor says what is gone; when it is there again nothing is done twice."""
-    store = Store.create(tmp_path / "run", SWEEP, block=8)
-    command = fractal(store.path)
-    wait_for(store, 4, command)
-    for process in family(joined.started[0]):
-        process.kill()
-    _, said = command.communicate()
-    assert command.returncode == 2, said
-    assert re.search(r"^fractal: the head .* is gone; .* the same command goes on$", said, re.M)
-    assert store.missing()
-    joined.start_head()
-    again = fractal(store.path)
-    _, said = again.communicate()
-    assert again.returncode == 0, said
-    assert_equal(store, uninterrupted)
-
-
-def test_a_cluster_begun_here_is_this_machines_alone(joined, tmp_path, uninterrupted, monkeypatch):
-    """It listens to this machine only, wants the token, and is gone when the run ends."""
+    """It wants its token and hears this machine only; killed, the same command begins another."""
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     store = Store.create(tmp_path / "run", SWEEP, block=8)
     command = fractal(store.path)
-    wait_for(store, 3, command)
+    wait_for(store, 4, command)
     begun = psutil.Process(command.pid).children(recursive=True)
-    assert {one.environ().get("RAY_AUTH_MODE") for one in begun} == {"token", None}
+    modes = {one.name(): one.environ().get("RAY_AUTH_MODE") for one in begun}
+    assert modes["gcs_server"] == modes["raylet"] == "token"
     ports = [port for one in begun for port in one.net_connections("inet") if not port.raddr]
-    assert ports
     assert {port.laddr.ip.removeprefix("::ffff:") for port in ports} == {"127.0.0.1"}
-    command.terminate()
+    assert store.missing(), "the run ended before anything could be killed; make it longer"
+    for one in begun:
+        one.kill()
     _, said = command.communicate()
-    assert command.returncode == 75, said
-    assert psutil.wait_procs(begun, timeout=10)[1] == []
+    assert command.returncode == 2, said
+    assert re.search(r"^fractal: the head .* is gone; .* the same command goes on$", said, re.M)
     assert store.missing()
+    again = fractal(store.path)
+    wait_for(store, len(store.files.list("units")) + 1, again)
+    begun = psutil.Process(again.pid).children(recursive=True)
+    _, said = again.communicate()
+    assert again.returncode == 0, said
+    assert psutil.wait_procs(begun, timeout=30)[1] == []
+    assert_equal(store, uninterrupted)
