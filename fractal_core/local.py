@@ -84,29 +84,29 @@ class CappedLog:
         self._file: IO[bytes] | None = None
 
     def write(self, data: bytes) -> None:
-        """Take in what was said; a line at a time, so that no secret is cut in two."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._line(line + b"\n")
+        """Take in what was said; whole lines at a time, so that no secret is cut in two."""
+        lines, end, self._rest = (self._rest + data).rpartition(b"\n")
+        if end:
+            self._lines(lines + end)
         if len(self._rest) > TAIL_BYTES:
-            self._line(self._rest)
+            self._lines(self._rest)
             self._rest = b""
 
-    def _line(self, line: bytes) -> None:
-        self._tail.append(line)
-        self._tail_bytes += len(line)
-        while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
+    def _lines(self, lines: bytes) -> None:
+        self._tail.append(lines)
+        self._tail_bytes += len(lines)
+        while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
             self._tail_bytes -= len(self._tail.popleft())
-        if self._skipped or self._written + len(line) > self._most:
-            self._skipped += len(line)
+        if self._skipped or self._written + len(lines) > self._most:
+            self._skipped += len(lines)
             return
-        line = _clean(line)
-        self._written += len(line)
+        lines = _clean(lines)
+        self._written += len(lines)
         with contextlib.suppress(OSError):  # a full disk must not end the work that is logged
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("ab", buffering=0)
-            self._file.write(line)
+            self._file.write(lines)
 
     @property
     def end(self) -> str:
@@ -116,7 +116,7 @@ class CappedLog:
     def close(self) -> None:
         """Write the end of what did not fit."""
         if self._rest:
-            self._line(self._rest)
+            self._lines(self._rest)
             self._rest = b""
         if self._file is None:
             return
