@@ -1,7 +1,7 @@
 """What looks like a secret does not reach a file; what does not stays as it is."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fractal_core.redact import redact
@@ -58,6 +58,7 @@ def test_a_long_line_is_read_once(text):
     redact(text * (2**20 // len(text)))
 
 
+@settings(deadline=None)
 @given(st.text(), st.text())
 def test_anything_may_stand_around_a_secret(before, after):
     """No neighbour on another line hides it, and nothing makes the search fail."""

@@ -74,7 +74,9 @@ def test_missing_is_a_mask(store):
     assert len(store.missing()) == len(store.units) - 3
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None
+)
 @given(st.data())
 def test_units_in_any_order_and_twice_give_one_image(tmp_path, data):
     """Committing is idempotent and its order irrelevant."""

@@ -1,7 +1,7 @@
 """Workers that die, hang, flood and leave things behind: each unit ends in its own way."""
 
+import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -84,9 +84,10 @@ class Killer(LocalCrew):
             while begun(store, order.unit) == before and not over.wait(0.005):
                 pass
         if not over.wait(self.dice.uniform(0, 0.12)):
-            pid = self.processes().get(slot.index)
-            if pid is not None and not over.is_set():
-                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(KeyError, psutil.NoSuchProcess):
+                victim = psutil.Process(self.processes()[slot.index])
+                if str(store.path) in victim.cmdline() and not over.is_set():
+                    victim.kill()
 
 
 def kill_half(tmp_path: Path, rows: int, cols: int, slots: int) -> None:
