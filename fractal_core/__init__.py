@@ -10,7 +10,9 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     errors        -1   the one exception that a user is meant to read
     plane          0   Axis, Region, Grid: index <-> cell <-> value, zoom, pitch in ulps
     outcome        0   Outcome, label rule, convergence measure
+    boundary       0   boundary cells, box counts, distance, safety margin
     machine        0   what this machine and this code are
+    dimension      1   box-counting dimension with interval, or why there is none
     kernels        1   training loops under one numerical contract
     ticks          1   where an axis is marked, and with which digits
     sweep          1   Sweep, Unit, the plan of a map, the Experiment protocol, content id
