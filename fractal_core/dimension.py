@@ -1,7 +1,32 @@
 """The box-counting dimension of a boundary, with an interval and the scales it holds for.
 
-Counts of boxes at many sizes become local slopes, one dimension, and an interval by one rule for
-all maps; where the grid does not resolve the boundary there is a sentence in place of a number.
+Counts of boxes at many sizes become local slopes, one dimension, and an interval. One rule for all
+maps makes the interval:
+
+    draw the 8 x 8 blocks of the map again, with replacement, 400 times;
+    fit every draw over every fit range: at least four sizes and half of all octaves;
+    put all these dimensions on one heap, every draw and every range with equal weight;
+    the 2.5 and 97.5 % quantiles of the heap, widened to hold the value, are the interval:
+    which part of the boundary was seen, and at which scales, in one.
+
+Measured at 1024 x 1024 over 50 random angles and shifts of each set, it holds the truth 50 times of
+50 for the Koch snowflake, the Douady rabbit and the Julia set of z^2 - 1, with which the rule was
+made (median half-widths 0.05, 0.06, 0.06), and 50 times of 50 for the twindragon and for a Koch
+island with random bumps, which were tried once, afterwards (0.06, 0.07). So it is wider than its
+95 %: drawing blocks again also draws how much boundary there is, which in these sets is fixed.
+
+Lines and circles read 1.00 within 0.01 from 256 x 256 points on, except that a line which leaves
+the map through its corners reads 1.02 there, because few windows have their middle beside it.
+
+The interval says nothing of a bias that all scales of the map share. Self-affine boundaries, such as graphs
+of functions, read low at any size that can be computed: at 1024 x 1024 by 0.04, 0.14 and 0.22 for
+dimensions of 1.2, 1.5 and 1.8, the last two mostly outside of their interval.
+
+Where the grid does not follow the boundary there is a sentence in place of a number: over 30 % of
+all cells hold both labels, or neighbours near the boundary correlate below 0.3. A straight line
+correlates by 0.87, a Sierpinski carpet at 1024 x 1024 by 0.4, and a smooth curve blurred by noise,
+of which box counting would make any dimension, below 0.3 once the blur is a few points wide.
+
 At the end stand two recipes of others, for comparison only.
 """
 
@@ -37,23 +62,39 @@ Verdict = Literal["resolved", "unresolved", "no boundary"]
 
 
 @dataclass(frozen=True, eq=False)
+class Profile:
+    """Local slopes D(eps) between neighbouring box sizes, as counted.
+
+    The smallest sizes read low, by about (2 - D) `Dimension.unseen` / size.
+
+    Args:
+        scales: Middle of each pair of sizes, in decades of the hyperparameters, increasing.
+        slopes: D(eps).
+        low: Lower ends of their 95 % bootstrap intervals.
+        high: Upper ends.
+    """
+
+    scales: Float64[np.ndarray, " slopes"]
+    slopes: Float64[np.ndarray, " slopes"]
+    low: Float64[np.ndarray, " slopes"]
+    high: Float64[np.ndarray, " slopes"]
+
+
+@dataclass(frozen=True, eq=False)
 class Dimension:
     """The box-counting dimension of a boundary, or why there is none.
 
     Args:
         verdict: `resolved`, or why there is no number.
         reason: One sentence that says so; empty if resolved.
-        value: The dimension; None unless resolved, as are `low` and `high`.
+        value: The dimension; None unless resolved, as are `low`, `high` and `unseen`.
         low: Lower end of the interval.
         high: Upper end.
-        decades: Smallest and largest box that were fitted, in decades of the hyperparameters.
-        scales: Scale of every local slope in decades, increasing.
-        slopes: Local slopes D(eps) between neighbouring sizes, as counted: the smallest read low,
-            by about (2 - D) `unseen` / size.
-        slopes_low: Lower ends of their bootstrap intervals.
-        slopes_high: Upper ends.
         unseen: How many points smaller a box acts than it is; see `fit`.
-        counts: The gliding box counts at the fitted sizes.
+        decades: Smallest and largest box that may be fitted, in decades of the hyperparameters;
+            None if there is no such box.
+        profile: The local slopes at those sizes.
+        counts: The gliding box counts at all sizes.
         edge_density: Share of the cells that hold both labels.
         neighbour_correlation: 1 smooth to 0 coin flips, near the boundary.
     """
@@ -63,12 +104,9 @@ class Dimension:
     value: float | None
     low: float | None
     high: float | None
-    decades: tuple[float, float] | None
-    scales: Float64[np.ndarray, " slopes"]
-    slopes: Float64[np.ndarray, " slopes"]
-    slopes_low: Float64[np.ndarray, " slopes"]
-    slopes_high: Float64[np.ndarray, " slopes"]
     unseen: float | None
+    decades: tuple[float, float] | None
+    profile: Profile
     counts: Counts
     edge_density: float
     neighbour_correlation: float
@@ -89,7 +127,8 @@ def fit(counts: Counts) -> tuple[float, float]:
         log p = const + (2 - D) (log s - u / s),
 
     a linear least-squares fit with the two regressors log s and 1 / s. For a straight line u = 0;
-    a Koch curve has u = 0.25, and without the second regressor would read 0.035 low at 1024 x 1024.
+    a Koch curve has u = 0.2 to 0.25, and without the second regressor would read 0.03 low at
+    1024 x 1024.
 
     Returns:
         D and u; u is 0 where it makes no difference because D = 2.
@@ -147,6 +186,17 @@ def _resampled(hits: np.ndarray, windows: np.ndarray) -> np.ndarray:
     return np.log(found[seen] / asked[seen])
 
 
+def _profile(counts: Counts, draws: np.ndarray, pitch: float) -> Profile:
+    steps = np.diff(np.log(counts.sizes))
+    low, high = np.percentile(2 - np.diff(draws) / steps, [2.5, 97.5], axis=0)
+    return Profile(
+        scales=np.sqrt(counts.sizes[1:] * counts.sizes[:-1]) * pitch,
+        slopes=2 - np.diff(np.log(counts.counts / counts.boxes)) / steps,
+        low=low,
+        high=high,
+    )
+
+
 def dimension(
     labels: Bool[np.ndarray, "rows cols"],
     pitch: tuple[float, float],
@@ -154,81 +204,50 @@ def dimension(
 ) -> Dimension:
     """The box-counting dimension of the boundary between True and False.
 
-    Gliding box counts, `fit` over all sizes that may be used, and an interval. One rule for all
-    maps makes the interval:
-
-        draw the 8 x 8 blocks of the map again, with replacement, 400 times;
-        fit every draw over every fit range (at least four sizes and half of the octaves);
-        put all these dimensions into one heap, each draw and each range with equal weight;
-        its 2.5 and 97.5 % quantiles, widened to hold the value if they do not, are the interval:
-        chance (which part of the boundary was seen) and trend (which scales were) in one.
-
-    COVERAGE
-
-    Unresolved, and without a number, are boundaries that the grid does not follow: over 30 % of
-    cells hold both labels, or neighbours near the boundary correlate below 0.3 (a Sierpinski
-    carpet at 1024 x 1024 reads 0.4; a smooth curve blurred by noise, which box counting would
-    give any D, under 0.3). So are maps with too few sizes to fit.
-
-    The interval says nothing of a bias that all scales of the map share. Self-affine boundaries,
-    such as graphs of functions, read 0.05 to 0.25 low at any size that can be computed, outside
-    of their interval.
+    Gliding box counts, one `fit` over all sizes that may be used, and the interval of the rule at
+    the top of this module. A boundary that the grid does not follow gets no number.
 
     Args:
         labels: One side of the boundary; masked where missing.
         pitch: Decades between neighbouring points along x and along y (units on a linear axis).
+            They are needed for the scales alone: the dimension does not depend on them.
         measured_only: Go on with missing points, and leave out the boxes that hold one.
 
     Raises:
         Refused: A point is missing, or the map has a single row or column.
     """
     cells = boundary_cells(labels, measured_only)
-    sizes = gliding_sizes(min(labels.shape))
+    side = min(labels.shape)
+    sizes = gliding_sizes(side)
     hits, windows = gliding_hits(cells, sizes, min(BLOCKS, *cells.shape))
-    totals, asked = hits.sum(axis=0), windows.sum(axis=0)
-    counts = Counts(sizes, totals / sizes**2, asked / sizes**2, min(labels.shape))
+    counts = Counts(sizes, hits.sum(axis=0) / sizes**2, windows.sum(axis=0) / sizes**2, side)
     density, correlation = edge_density(cells), neighbour_correlation(labels, measured_only)
-    use = fitted_sizes(counts)
     verdict, reason = _judge(counts, density, correlation)
-    if verdict == "no boundary" or use.sum() < 2:
-        none = np.zeros(0)
-        return Dimension(
-            *(verdict, reason, None, None, None, None, none, none, none, none, None),
-            *(counts, density, correlation),
-        )
 
-    sizes, counts = sizes[use], _only(counts, use)
+    use = fitted_sizes(counts)
     draws = _resampled(hits[:, use], windows[:, use])
-    steps = np.diff(np.log(sizes))
-    slopes = 2 - np.diff(np.log(counts.counts / counts.boxes)) / steps
-    slopes_low, slopes_high = np.percentile(2 - np.diff(draws) / steps, [2.5, 97.5], axis=0)
+    used = Counts(sizes[use], counts.counts[use], counts.boxes[use], side)
     value = low = high = unseen = None
     if verdict == "resolved":
         value, unseen = fit(counts)
-        heap = 2 - draws @ _solver_of_ranges(sizes).T
+        heap = 2 - draws @ _solver_of_ranges(used.sizes).T
         low, high = (float(end) for end in np.percentile(heap, [2.5, 97.5]))
         low, high = min(low, value), max(high, value)
-    decades = sizes * float(np.sqrt(pitch[0] * pitch[1]))
+    mean_pitch = float(np.sqrt(pitch[0] * pitch[1]))
+    ends = float(sizes[use].min(initial=side)), float(sizes[use].max(initial=0))
     return Dimension(
         verdict=verdict,
         reason=reason,
         value=value,
         low=low,
         high=high,
-        decades=(float(decades[0]), float(decades[-1])),
-        scales=np.sqrt(decades[1:] * decades[:-1]),
-        slopes=slopes,
-        slopes_low=slopes_low,
-        slopes_high=slopes_high,
         unseen=unseen,
+        decades=(ends[0] * mean_pitch, ends[1] * mean_pitch) if use.any() else None,
+        profile=_profile(used, draws, mean_pitch),
         counts=counts,
         edge_density=density,
         neighbour_correlation=correlation,
     )
-
-
-def _only(counts: Counts, use: np.ndarray) -> Counts:
-    return Counts(counts.sizes[use], counts.counts[use], counts.boxes[use], counts.side)
 
 
 def _judge(counts: Counts, density: float, correlation: float) -> tuple[Verdict, str]:
@@ -276,15 +295,13 @@ def porespy_counts(cells: Bool[np.ndarray, "rows cols"]) -> Counts:
     if min(cells.shape) < 10:
         raise Refused("this recipe has no boxes below 10 cells; ask for at least 11 x 11 points")
     sizes = np.unique(np.logspace(1, np.log10(min(cells.shape)), 10).astype(np.int64))
+    rows, cols = np.nonzero(cells)
     counts, boxes = [], []
     for size in sizes.tolist():
-        tops, lefts = (np.arange(0, n, size) for n in cells.shape)
-        strips = np.add.reduceat(cells, tops, axis=0, dtype=np.int64)
-        filled = np.add.reduceat(strips, lefts, axis=1)
-        sides = [
-            np.diff(starts, append=n) for starts, n in zip((tops, lefts), cells.shape, strict=True)
-        ]
-        counts.append(np.count_nonzero((filled > 0) & (filled < np.outer(*sides))))
+        high, wide = (-(-n // size) for n in cells.shape)
+        filled = np.bincount(rows // size * wide + cols // size, minlength=high * wide)
+        room = np.outer(*(np.minimum(size, n - np.arange(0, n, size)) for n in cells.shape)).ravel()
+        counts.append(np.count_nonzero((filled > 0) & (filled < room)))
         boxes.append(filled.size)
     return Counts(sizes, np.array(counts, float), np.array(boxes, float), min(cells.shape) + 1)
 

@@ -56,32 +56,50 @@ def julia(c: complex, steps: int = 120) -> Inside:
     return inside
 
 
-def island(corners: list[complex], generator: list[complex], spread: float, depth: int) -> Inside:
+def island(
+    corners: list[complex],
+    generator: list[complex],
+    spread: float,
+    depth: int,
+    coin: int | None = None,
+) -> Inside:
     """The region inside a polygon whose edges are replaced by `generator`, and theirs, and so on.
 
     `generator` is a path from 0 to 1. Everything that grows on an edge lies in the rhombus on it
     of half-height `spread` times the distance to the nearer end, and the rhombi of the edges of
     one generation do not overlap. So a point is followed into one rhombus after another, and each
-    polygon between an edge and its generator that holds the point turns its label around.
+    polygon between an edge and its generator that holds the point turns its label around. With a
+    `coin`, a seed, every edge has its generator on a side that is decided by chance.
     """
 
-    def into_rhombi(z: np.ndarray, who: np.ndarray, path: list[complex]):
+    def into_rhombi(z: np.ndarray, who: np.ndarray, edge: np.ndarray, path: list[complex]):
         parts = []
-        for start, end in itertools.pairwise(path):
+        for k, (start, end) in enumerate(itertools.pairwise(path)):
             local = (z - start) / (end - start)
             near = np.abs(local.imag) < spread * np.minimum(local.real, 1 - local.real)
-            parts.append((local[near], who[near]))
-        return (np.concatenate(column) for column in zip(*parts, strict=True))
+            parts.append((local[near], who[near], scrambled(edge[near] + np.uint64(k + 1))))
+        z, who, edge = (np.concatenate(column) for column in zip(*parts, strict=True))
+        mirrored = (edge >> np.uint64(40)) % 2 == 1 if coin is not None else np.zeros(z.size, bool)
+        return np.where(mirrored, z.conj(), z), who, edge
 
     def inside(z: np.ndarray) -> np.ndarray:
-        label = in_polygon(z, corners)
-        z, who = into_rhombi(z, np.arange(z.size), [*corners, corners[0]])
+        label, who = in_polygon(z, corners), np.arange(z.size)
+        edge = scrambled(np.full(z.size, coin or 0, np.uint64))
+        z, who, edge = into_rhombi(z, who, edge, [*corners, corners[0]])
         for _ in range(depth):
             label[who] ^= in_polygon(z, generator)
-            z, who = into_rhombi(z, who, generator)
+            z, who, edge = into_rhombi(z, who, edge, generator)
         return label
 
     return inside
+
+
+def scrambled(numbers: np.ndarray) -> np.ndarray:
+    """Other 64-bit numbers, far apart for neighbouring ones: the finaliser of SplitMix64."""
+    mixed = numbers * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def in_polygon(z: np.ndarray, corners: list[complex]) -> np.ndarray:
@@ -183,6 +201,12 @@ GOSPER = KnownSet(gosper, 2.2, 2 * np.log(3) / np.log(7))
 WAVY_ISLAND = KnownSet(island(SQUARE, _complex(WAVE), 1.0, 10), 1.9, 1.5)
 GASKET = KnownSet(gasket(9), 1.45, np.log(3) / np.log(2))
 TWINDRAGON = KnownSet(twindragon, 2.4, 1.523627)
+
+
+def random_koch(coin: int) -> KnownSet:
+    """A Koch island whose bumps go in or out by chance: another set for every `coin`."""
+    inside = island(TRIANGLE, _complex(BUMP), 3**-0.5, 18, coin)
+    return KnownSet(inside, 1.8, np.log(4) / np.log(3))
 
 
 def weierstrass(points: int, dimension: float, seed: int) -> np.ndarray:
