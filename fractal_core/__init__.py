@@ -13,6 +13,8 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     machine        0   what this machine and this code are, and its slots
     pulse          0   signs of progress
     redact         0   takes secrets out of what is written
+    boundary       0   boundary cells, box counts, distance, safety margin
+    dimension      1   box-counting dimension with interval, or why there is none
     kernels        1   training loops under one numerical contract
     ticks          1   where an axis is marked, and with which digits
     sweep          1   Sweep, Unit, the plan of a map, the Experiment protocol, content id
