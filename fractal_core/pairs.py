@@ -260,7 +260,9 @@ def estimate(
     again, all scales of one together, as they share a run. alpha is free to be negative in the
     fit, so that its error is fair near zero, but D is reported as 2 at the most.
 
-    A scale takes part only if reruns explain at most a fifth of its flips.
+    A scale takes part only if reruns explain at most a fifth of its flips. The interval is about
+    which base points were drawn. It does not know that the law may be bent: a range of scales that
+    is short beside the pattern of the boundary shifts D, and only the profile shows that.
 
     Args:
         flips: Whether the labels of base point and partner differ.

@@ -87,6 +87,15 @@ def test_crossings_favour_no_part_of_a_curve():
     np.testing.assert_allclose(sectors / sectors.mean(), 1.0, atol=0.12)
 
 
+def test_a_bracket_lies_on_one_chord():
+    """The last point of a chord and the first of the next are no neighbours."""
+    chords = straddle.draw_chords(PLAIN, 200, 0.1, seed=0)
+    brackets = straddle.Brackets.along(chords, np.arange(len(chords.chord)) % 2 == 0)
+    assert len(brackets.ends) == len(chords.chord) - len(np.unique(chords.chord))
+    lengths = np.hypot(*(brackets.ends[:, 1] - brackets.ends[:, 0]).T)
+    np.testing.assert_allclose(lengths, 0.1)
+
+
 def test_halving_closes_in_on_the_boundary():
     """Every round halves each bracket and keeps a boundary inside."""
     chords = straddle.draw_chords(PLAIN, 40, 0.05, seed=0)
