@@ -179,7 +179,14 @@ class Reading:
     correlation: tuple[float, float] | None = None
     edges: float | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no dimension."""
+        return bool(np.isnan(self.dimension))
+
     def __str__(self) -> str:
+        if self.is_empty:
+            return "no dimension"
         return f"{self.dimension:.3f} ({self.interval[0]:.3f} to {self.interval[1]:.3f})"
 
 
@@ -238,13 +245,19 @@ def verdict(
     Args:
         observed: The estimate.
         curves: The same estimator on smooth borders, by name.
-        coins: The same estimator on coin flips.
+        coins: The same estimator on coin flips. Pairs of them are estimated without a rerun floor,
+            which would explain all of their flips.
         scales: Smallest and largest scale of the estimate.
         rerun_share: Share of the flips at the largest scale that reruns alone would give.
         unresolved: Why the estimate settles nothing, if it says so.
     """
     decades = float(np.log10(scales[1] / scales[0]))
     roughest = max((reading.interval[1] for reading in curves.values()), default=1.0)
+    silent = [name for name, null in {**curves, "coin flips": coins}.items() if null.is_empty]
+    if silent and not unresolved:
+        unresolved = (
+            f"{' and '.join(silent)} gave no dimension, so there is nothing to compare with"
+        )
     evidence = [f"D is {observed} over {decades:.1f} decades of scale"]
     evidence += [f"{name} gives {reading}" for name, reading in curves.items()]
     evidence.append(f"coin flips with the same local rates give {coins}")

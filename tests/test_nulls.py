@@ -162,6 +162,15 @@ def test_the_verdict_on_pairs(observed, given, kind):
     assert found.kind == kind
 
 
+def test_a_null_without_a_dimension_decides_nothing():
+    """An interval of everything overlaps everything; that is no evidence of noise."""
+    observed, nothing = Reading(1.93, (1.92, 1.94)), Reading(float("nan"), (0.0, 2.0))
+    found = verdict(observed, CURVES, nothing, DECADES)
+    assert found.kind == "unresolved"
+    assert "coin flips gave no dimension" in found.evidence[-1]
+    assert verdict(observed, {"a curve": nothing}, COINS, DECADES).kind == "unresolved"
+
+
 @pytest.mark.parametrize(
     ("dimension", "correlation", "edges", "kind"),
     [
