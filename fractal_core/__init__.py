@@ -17,7 +17,11 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     dimension      1   box-counting dimension with interval, or why there is none
     kernels        1   training loops under one numerical contract
     ticks          1   where an axis is marked, and with which digits
+    seeing         1   how far labels can be trusted: flips, last places, distinct values
+    nulls          1   smooth, quadratic and coin-flip nulls; the verdict
     sweep          1   Sweep, Unit, the plan of a map, the Experiment protocol, content id
+    straddle       2   base points on a boundary, from a coarse map or along random chords
+    pairs          2   flips against distance: cost, partners, dimension with interval
     store          2   a run folder: commit once, missing, image, verify
     tiny           2   TinyNetworks: one hidden layer, one network per grid point
     figures        3   maps for screen and paper
