@@ -35,6 +35,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     local          6   workers on this machine
     engine         6   runs the missing units of a run folder with a crew of workers
     control        6   start, stop and watch a run from outside
+    survey         7   points beside the map: pairs, floors, reruns, audits
     explore        7   views of the zoom notebook: addresses, costs, places
     portrait       8   what a view looks like
     bench          9   ratios of speed, contenders taking turns

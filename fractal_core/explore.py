@@ -277,7 +277,7 @@ def cost(view: View, like: View | None = None) -> Cost:
     rows, cols = view.sweep.grid.shape
     missing = rows * cols
     if view.store is not None:
-        missing = sum(len(unit.cells()[0]) for unit in view.store.missing())
+        missing = sum(unit.size for unit in view.store.missing())
     digits = float(np.log10(max(view.sweep.ulps / MIN_ULPS, 1)))
     return Cost(missing, missing * _seconds_per_run(view, like) if missing else 0.0, digits)
 

@@ -126,7 +126,8 @@ def serve(path: Path, source: int, sink: int) -> int:
 def _work(
     store: Store, order: dict[str, Any], provenance: dict[str, Any], answers: _Answers
 ) -> dict[str, Any]:
-    unit = store.units[order["unit"]]
+    if (unit := store.unit(order["unit"])) is None:
+        raise Refused(f"{store.path} has no unit {order['unit']}; its plan was changed under way")
     started = time.perf_counter()
     outcomes = train(store.sweep, store.points(unit), order["launch"])
     seconds = time.perf_counter() - started
