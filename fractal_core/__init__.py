@@ -30,6 +30,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     outlook        3   where to go next, and how long the rest takes
     heatmap        3   the map on a canvas in a notebook
     warm           3   a process that forks runs within milliseconds
+    charts         4   flips against distance, for screen and paper
     worker         4   one process per slot, which trains units and commits them
     agenda         5   what is done next, and what follows from a failure
     local          6   workers on this machine
@@ -37,7 +38,9 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     control        6   start, stop and watch a run from outside
     survey         7   points beside the map: pairs, floors, reruns, audits
     explore        7   views of the zoom notebook: addresses, costs, places
+    pairing        8   pairs for a run folder: dimension, floors, nulls, verdict
     portrait       8   what a view looks like
+    sight          9   the seeing of a run folder, and what a zoom must ask it
     bench          9   ratios of speed, contenders taking turns
     commands      10   the command line, one short file per group
     __main__      11   finds the command

@@ -76,11 +76,19 @@ def coin_flips(
 
 
 def between(
-    field: Float64[np.ndarray, "rows cols"], grid: Grid, points: Float64[np.ndarray, "n 2"]
+    field: Float64[np.ndarray, "rows cols"],
+    grid: Grid,
+    points: Float64[np.ndarray, "n 2"],
+    stride: int = 1,
 ) -> Float64[np.ndarray, " n"]:
-    """Values of a field anywhere, linear between the points of its grid and level beyond them."""
-    col = grid.region.x.fraction(points[:, 0]) * field.shape[1] - 0.5
-    row = grid.region.y.fraction(points[:, 1]) * field.shape[0] - 0.5
+    """Values of a field anywhere, linear between the points of its lattice and level beyond them.
+
+    Args:
+        field: Values at every `stride`-th row and column of the grid.
+    """
+    rows, cols = grid.shape
+    col = (grid.region.x.fraction(points[:, 0]) * cols - 0.5) / stride
+    row = (grid.region.y.fraction(points[:, 1]) * rows - 0.5) / stride
     return map_coordinates(field, [row, col], order=1, mode="nearest")
 
 
@@ -143,26 +151,6 @@ def _numbers(labels: Bool[np.ndarray, "rows cols"]) -> Float64[np.ndarray, "rows
 # ---------------------------------------------------------------------------------------- verdict
 
 
-def edge_density(labels: Bool[np.ndarray, "rows cols"]) -> float:
-    """Share of the 2 x 2 windows that hold both labels; above 0.3 a picture is too coarse."""
-    corners = (labels[:-1, :-1], labels[:-1, 1:], labels[1:, :-1], labels[1:, 1:])
-    return float(np.mean(np.any(corners, axis=0) & ~np.all(corners, axis=0)))
-
-
-def neighbour_correlation(labels: Bool[np.ndarray, "rows cols"], size: int) -> float:
-    """How much a label knows of its neighbours', beyond the local rate.
-
-    Mean product of the residuals, label less `local_rate`, of horizontal and vertical neighbours,
-    over the mean square. Near zero for coin flips, though a little below, as each label is part of
-    the rate of its neighbours: compare it with that of `coin_flips`. NaN if nothing varies.
-    """
-    residual = _numbers(labels) - local_rate(labels, size)
-    across, along = residual[:, 1:] * residual[:, :-1], residual[1:] * residual[:-1]
-    mean = (across.sum() + along.sum()) / (across.size + along.size)
-    square = float(np.mean(residual**2))
-    return float(mean / square) if square > 0 else float("nan")
-
-
 @dataclass(frozen=True)
 class Reading:
     """What an estimator says of a map, or of pairs of runs, or of one of their nulls.
@@ -170,8 +158,8 @@ class Reading:
     Args:
         dimension: D; NaN if there is none.
         interval: Its 95% interval. For a null that is drawn, over draws.
-        correlation: Interval of `neighbour_correlation`, for a map.
-        edges: `edge_density`, for a map.
+        correlation: Interval of `boundary.neighbour_correlation`, for a map.
+        edges: `boundary.edge_density`, for a map.
     """
 
     dimension: float

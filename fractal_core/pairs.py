@@ -114,14 +114,17 @@ def distances(low: float, high: float, scales: int) -> Float64[np.ndarray, " sca
     return np.geomspace(high, low, scales)
 
 
-def widest(grid: Grid) -> float:
+def widest(grid: Grid, stride: int = 1) -> float:
     """The largest distance at which base points of a coarse map may have partners.
 
     It is a quarter of the smaller side of a cell: from there on, pairs whose base point would lie
     in a neighbouring cell are missed and f is too small.
+
+    Args:
+        stride: The coarse map is every `stride`-th row and column of the grid.
     """
     rows, cols = grid.shape
-    return min(length_of(grid.region.x) / cols, length_of(grid.region.y) / rows) / 4
+    return stride * min(length_of(grid.region.x) / cols, length_of(grid.region.y) / rows) / 4
 
 
 def reach(pilot: "PairsDimension", high: float, least: float) -> float:

@@ -5,6 +5,10 @@ in the last place away? Does training in another precision? A label that flips o
 nothing about its hyperparameters, and a picture finer than the last place of its values shows
 rounding. A fourth question is about the axes: how many of their values are still different numbers
 in the precision that trains.
+
+Flips at one unit in the last place are compared with flips between neighbours of the map, which are
+what a picture is made of. In between both follow the law of `pairs`, f = a eps^alpha, which says at
+which pitch rounding alone would make half of the picture.
 """
 
 from dataclasses import dataclass
@@ -100,6 +104,14 @@ def length_of(axis: Axis) -> float:
     return axis.span if axis.scale == "log10" else 1.0
 
 
+def unit_of(region: Region) -> str:
+    """The words for the unit of distance."""
+    scales = {region.x.scale, region.y.scale}
+    if scales == {"log10"}:
+        return "decades"
+    return "axis lengths" if scales == {"linear"} else "decades or axis lengths"
+
+
 def require_real(region: Region) -> None:
     """Refuse an axis on which points cannot be brought close together.
 
@@ -162,15 +174,37 @@ class Seeing:
         ulp: Flips when one value of a point moves by one last place, see `nudged`.
         dtype: Flips when the points are trained in another precision, in which their values are
             rounded too; None if that was not tried.
+        neighbours: Flips between these points and those beside them in the map.
+        pitch: Units in the last place from there to here.
         values: Different values of x and y in the precision that trains, see `distinct`.
         cells: Columns and rows of the grid.
+        boundary: Whether the points are those beside the boundary; or else, if the map has none, any.
     """
 
     rerun: Rate
     ulp: Rate
     dtype: Rate | None
+    neighbours: Rate
+    pitch: float
     values: tuple[int, int]
     cells: tuple[int, int]
+    boundary: bool
+
+    def rounding(self, pitch: float) -> float:
+        """The share of the flips between neighbours that one unit in the last place alone gives.
+
+        With u the flips at one unit and n those at the pitch p of this map, alpha = log(n / u) /
+        log(p), and the share at another pitch is pitch^-alpha.
+
+        Args:
+            pitch: Units in the last place between neighbours.
+        """
+        one, beside = self.ulp.value, self.neighbours.value
+        if one == 0:
+            return 0.0
+        if one >= beside or self.pitch <= 1:
+            return 1.0
+        return float(max(pitch, 1.0) ** (-np.log(beside / one) / np.log(self.pitch)))
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -178,6 +212,7 @@ class Seeing:
         named = [("a rerun", self.rerun), ("one unit in the last place", self.ulp)]
         if self.dtype is not None:
             named.append(("another precision", self.dtype))
+        named.append((f"a neighbour in the map, {self.pitch:.3g} units away,", self.neighbours))
         said = [
             f"{what} flips {rate.flips} of {rate.pairs} labels "
             f"({rate.interval[0]:.2%} to {rate.interval[1]:.2%})"

@@ -21,7 +21,12 @@ MAX_CHORD_POINTS = 2**24
 
 
 def focused(
-    grid: Grid, labels: Bool[np.ndarray, "rows cols"], bases: int, seed: int, dtype: str = "float64"
+    grid: Grid,
+    labels: Bool[np.ndarray, "rows cols"],
+    bases: int,
+    seed: int,
+    dtype: str = "float64",
+    stride: int = 1,
 ) -> Float64[np.ndarray, "bases 2"]:
     """Base points by chance inside the mixed cells of a coarse map.
 
@@ -29,6 +34,9 @@ def focused(
     labels differ. The points are uniform over all mixed cells in drawn coordinates. Parts of the
     boundary that the coarse map does not see have no share: see `draw_chords` for points without
     that bias.
+
+    Args:
+        labels: Those of every `stride`-th row and column of the grid.
 
     Raises:
         Refused: Points of the map are missing, or all its labels agree.
@@ -45,8 +53,8 @@ def focused(
         )
     rng = np.random.default_rng([seed, *b"focused"])
     chosen = rng.integers(0, len(rows), bases)
-    inside = rng.random((bases, 2)) + 0.5
-    fractions = (np.stack([cols, rows], axis=1)[chosen] + inside) / grid.shape[::-1]
+    corner = np.stack([cols, rows], axis=1)[chosen] + rng.random((bases, 2))
+    fractions = (corner * stride + 0.5) / grid.shape[::-1]
     return values_at(grid.region, fractions, dtype)
 
 

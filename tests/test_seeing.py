@@ -67,10 +67,38 @@ def test_values_that_coincide_are_counted_once():
     assert seeing.distinct(tiny, magnitudes=(1.0, 0.0)) == (1, 24)
 
 
+def seen(ulp: int, neighbours: int, dtype: Rate | None = None) -> Seeing:
+    """A map whose neighbours are 10^4 units apart."""
+    return Seeing(
+        rerun=Rate(0, 100),
+        ulp=Rate(ulp, 100),
+        dtype=dtype,
+        neighbours=Rate(neighbours, 100),
+        pitch=1e4,
+        values=(16, 2),
+        cells=(16, 20),
+        boundary=True,
+    )
+
+
 def test_seeing_says_it_in_sentences():
     """Every answer has a sentence with its numbers."""
-    said = Seeing(Rate(0, 100), Rate(3, 100), Rate(27, 100), (16, 2), (16, 20)).sentences
-    assert len(said) == 5
+    said = seen(3, 40, Rate(27, 100)).sentences
+    assert len(said) == 6
     assert said[1].startswith("one unit in the last place flips 3 of 100 labels (0.62% to 8.5")
     assert said[-1] == "2 different values of y in 20 cells"
-    assert len(Seeing(Rate(0, 9), Rate(0, 9), None, (1, 1), (1, 1)).sentences) == 4
+    assert len(seen(3, 40).sentences) == 5
+
+
+def test_rounding_takes_over_where_the_law_says():
+    """Flips that fall as the root of the pitch: a fourth of them at 16 units, all at one unit."""
+    map_ = seen(ulp=1, neighbours=100)
+    assert map_.rounding(1e4) == pytest.approx(0.01)
+    assert map_.rounding(16.0) == pytest.approx(0.25)
+    assert map_.rounding(1.0) == map_.rounding(0.5) == 1
+
+
+def test_rounding_at_its_ends():
+    """No flips at one unit are no rounding; as many as between neighbours are nothing else."""
+    assert seen(ulp=0, neighbours=0).rounding(4.0) == 0
+    assert seen(ulp=50, neighbours=50).rounding(1e9) == 1
