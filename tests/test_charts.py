@@ -32,17 +32,13 @@ def test_everything_drawn_is_inside_the_page_and_named():
         assert words in said
     assert "fit to a curve" in said
     assert "no curve" not in said
-    page = figure.bbox
-    boxes = [
-        a.get_window_extent()
-        for a in figure.findobj(match=lambda a: hasattr(a, "get_text"))
-        if a.get_text() and a.get_visible()
-    ]
+    page, (top, side, below) = figure.bbox, figure.axes
     legend = figure.legends[0].get_window_extent()
     assert legend.x1 < page.x1
-    top, side, below = figure.axes
     assert legend.y0 > top.get_window_extent().y1
-    outside = [box for box in boxes if box.x0 < page.x0 or box.y0 < page.y0 or box.y1 > page.y1]
+    written = [side.yaxis.label, below.yaxis.label, below.xaxis.label, *figure.texts]
+    boxes = [text.get_window_extent() for text in written]
+    outside = [b for b in boxes if b.x0 < 0 or b.y0 < 0 or b.x1 > page.x1 or b.y1 > page.y1]
     assert outside == []
     assert side.get_window_extent().x1 < top.get_window_extent().x0
     assert below.get_window_extent().y1 < top.get_window_extent().y0

@@ -64,6 +64,15 @@ def test_a_field_takes_its_own_values_at_its_points():
     np.testing.assert_allclose(nulls.between(field, grid, halfway), expected, atol=1e-9)
 
 
+def test_a_field_on_a_lattice_takes_its_own_values_at_its_points():
+    """Every third point of the grid."""
+    grid = Grid.over(REGION)
+    field = np.random.default_rng(0).random((14, 20))
+    rows, cols = np.meshgrid(np.arange(0, 40, 3), np.arange(0, 60, 3), indexing="ij")
+    points = grid.points(rows.ravel(), cols.ravel())
+    np.testing.assert_allclose(nulls.between(field, grid, points, 3), field.ravel(), atol=1e-9)
+
+
 def descended(points: np.ndarray, region: Region, steps: int) -> np.ndarray:
     """Labels of the same descent, step by step."""
     centre = np.sqrt([region.x.low * region.x.high, region.y.low * region.y.high])

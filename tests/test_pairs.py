@@ -323,6 +323,13 @@ def test_partners_may_leave_the_region_but_not_the_floats():
         pairs.partners(tall, np.full((20, 2), [2e38, 1.5]), np.array([1.0]), 0, "float32")
 
 
+def test_pairs_of_a_lattice_may_be_as_much_wider():
+    """A quarter of the smaller side of a cell of the lattice."""
+    grid = Grid.over(DECADES)
+    assert pairs.widest(grid) == pytest.approx(5 / 16 / 4)
+    assert pairs.widest(grid, 4) == pytest.approx(4 * 5 / 16 / 4)
+
+
 def test_the_cost_is_the_number_of_runs():
     """Coarse map, base points with their partners, and two runs for every floor."""
     assert pairs.Budget(100, 8, (24, 16), 50).runs == 24 * 16 + 100 * 9 + 100

@@ -28,6 +28,18 @@ def test_focused_points_lie_between_points_that_differ():
         assert np.mean(values < (low + middle) / 2) == pytest.approx(0.25, abs=0.03)
 
 
+def test_focused_points_of_a_lattice_lie_between_its_points():
+    """The one True point of every third row and column is at row 6 and column 12 of the grid."""
+    grid = Grid.over(REGION)
+    labels = np.zeros((6, 8), bool)
+    labels[2, 4] = True
+    points = straddle.focused(grid, labels, 4000, seed=0, stride=3)
+    for values, axis, at in ((points[:, 0], grid.x, 12), (points[:, 1], grid.y, 6)):
+        assert axis[at - 3] < values.min() < axis[at - 3] * 1.2
+        assert axis[at + 3] / 1.2 < values.max() < axis[at + 3]
+        assert np.mean(values < axis[at]) == pytest.approx(0.5, abs=0.03)
+
+
 def test_focused_points_are_decided_by_their_seed():
     """Same seed, same points; another seed, others."""
     grid = Grid.over(REGION)
