@@ -12,10 +12,17 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     outcome        0   Outcome, label rule, convergence measure
     machine        0   what this machine and this code are, and its slots
     pulse          0   signs of progress
+    files          0   named bytes under one folder: once, latest, atomic
     redact         0   takes secrets out of what is written
+    boundary       0   boundary cells, box counts, distance, safety margin
+    dimension      1   box-counting dimension with interval, or why there is none
     kernels        1   training loops under one numerical contract
     ticks          1   where an axis is marked, and with which digits
+    seeing         1   how far labels can be trusted: flips, last places, distinct values
+    nulls          1   smooth, quadratic and coin-flip nulls; the verdict
     sweep          1   Sweep, Unit, the plan of a map, the Experiment protocol, content id
+    straddle       2   base points on a boundary, from a coarse map or along random chords
+    pairs          2   flips against distance: cost, partners, dimension with interval
     store          2   a run folder: commit once, missing, image, verify
     tiny           2   TinyNetworks: one hidden layer, one network per grid point
     figures        3   maps for screen and paper
@@ -24,6 +31,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     outlook        3   where to go next, and how long the rest takes
     heatmap        3   the map on a canvas in a notebook
     warm           3   a process that forks runs within milliseconds
+    charts         4   flips against distance, for screen and paper
     worker         4   one process per slot, which trains units and commits them
     agenda         5   what is done next, and what follows from a failure
     raylink        5   joins a Ray cluster, or begins one
@@ -31,8 +39,11 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     engine         6   runs the missing units of a run folder with a crew of workers
     control        6   start, stop and watch a run from outside
     cluster        7   workers on a Ray cluster
+    survey         7   points beside the map: pairs, floors, reruns, audits
     explore        7   views of the zoom notebook: addresses, costs, places
+    pairing        8   pairs for a run folder: dimension, floors, nulls, verdict
     portrait       8   what a view looks like
+    sight          9   the seeing of a run folder, and what a zoom must ask it
     bench          9   ratios of speed, contenders taking turns
     commands      10   the command line, one short file per group
     __main__      11   finds the command

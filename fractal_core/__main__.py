@@ -4,7 +4,7 @@ import importlib
 import sys
 
 from fractal_core.errors import Refused, require_known
-from fractal_core.store import DISK_TROUBLE
+from fractal_core.files import DISK_TROUBLE
 
 COMMANDS = {
     "demo": ("make", "draw a published trainability fractal: the main job"),
@@ -16,6 +16,8 @@ COMMANDS = {
     "verify": ("work", "read every file of a run again"),
     "show": ("look", "draw a run as PNG, PDF or SVG"),
     "export": ("look", "write a run's arrays to one npz file"),
+    "pairs": ("rough", "measure the dimension of a boundary from pairs of runs"),
+    "seeing": ("rough", "say how far labels can be trusted, and when a zoom ends"),
     "open": ("open", "open a notebook as an app on this machine"),
     "bench": ("bench", "measure how fast this machine is, against other ways"),
     "doctor": ("health", "say what this machine is and whether a run folder will work on it"),

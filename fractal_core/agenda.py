@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from fractal_core.sweep import Unit
+from fractal_core.sweep import Batch, Unit
 from fractal_core.worker import DISK, DONE, MEMORY, TEMPORARY, WRONG
 
 
@@ -42,7 +42,7 @@ class Order:
         halved: Whether that is half of what did not fit in the memory.
     """
 
-    unit: Unit
+    unit: Unit | Batch
     points: int
     attempt: int = 1
     deferred: int = 0
@@ -100,8 +100,8 @@ class Agenda:
         policy: What to do about failures.
     """
 
-    units: Iterable[Unit]
-    points: Callable[[Unit], int]
+    units: Iterable[Unit | Batch]
+    points: Callable[[Unit | Batch], int]
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self):
@@ -191,7 +191,7 @@ class Agenda:
             self.stopped = True
             self._changed.notify_all()
 
-    def rank(self, key: Callable[[Unit], tuple]) -> None:
+    def rank(self, key: Callable[[Unit | Batch], tuple]) -> None:
         """Put those that nobody has begun in the order of `key`."""
         with self._changed:
             self._fresh = deque(sorted(self._fresh, key=lambda order: key(order.unit)))

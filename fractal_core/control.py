@@ -150,7 +150,7 @@ class Progress:
 def progress(store: Store) -> Progress:
     """Read from the disk how far a run is."""
     missing = store.missing()
-    lacking = sum(len(unit.cells()[0]) for unit in missing)
+    lacking = sum(unit.size for unit in missing)
     rows, cols = store.sweep.grid.shape
     failures = store.failures()
     groups: dict[str, list[str]] = {}

@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import psutil
 
 from fractal_core.errors import Refused
-from fractal_core.store import DISK_TROUBLE, Files
-from fractal_core.sweep import Unit
+from fractal_core.files import DISK_TROUBLE, Files
+
+U = TypeVar("U")
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Share:
         """What the names of its files in `state/` end with; each has one writer."""
         return "" if self.count == 1 else f"-{self.index}-of-{self.count}"
 
-    def of(self, units: Sequence[Unit]) -> list[Unit]:
+    def of(self, units: Sequence[U]) -> list[U]:
         """Its units among all of a plan; coarse and fine ones alike."""
         return list(units[self.index - 1 :: self.count])
 

@@ -24,7 +24,7 @@ from fractal_core.errors import Refused
 from fractal_core.machine import Slot
 from fractal_core.outlook import Outlook
 from fractal_core.store import Store
-from fractal_core.sweep import Unit
+from fractal_core.sweep import Batch, Unit
 
 LOOK_SECONDS = 5.0
 
@@ -95,7 +95,7 @@ def run_here(store: Store) -> Iterator[Exit]:
         journal.event("started", missing=len(units))
         for unit in units:
             started = time.perf_counter()
-            order = Order(unit, len(unit.cells()[0]))
+            order = Order(unit, unit.size)
             try:
                 outcomes = worker.train(store.sweep, store.points(unit))
             except Exception as error:
@@ -114,6 +114,7 @@ def run(
     store: Store,
     hire: Callable[[Store], Crew],
     *,
+    units: Sequence[Unit | Batch] | None = None,
     share: Share = WHOLE,
     policy: Policy | None = None,
     stop: Stop | None = None,
@@ -126,6 +127,7 @@ def run(
     Args:
         store: The run.
         hire: Makes the crew, once this process is the one that works on the run.
+        units: What to train; left out, the map.
         share: The part of the plan that is this machine's.
         policy: What to do about failures.
         stop: Whoever holds it can end the run.
@@ -139,8 +141,8 @@ def run(
     """
     stop = stop or Stop()
     with lock(store.path, share) as journal:
-        mine = {unit.key for unit in share.of(list(store.units.values()))}
-        missing = [unit for unit in store.missing() if unit.key in mine]
+        plan = list(store.units.values()) if units is None else units
+        missing = store.missing(share.of(plan))
         store.require_room(missing)
         if not missing:
             return
@@ -151,8 +153,12 @@ def run(
             desk.leave()
 
 
-def _size(unit: Unit) -> int:
-    return len(unit.cells()[0])
+def _size(unit: Unit | Batch) -> int:
+    return unit.size
+
+
+def _level(unit: Unit | Batch) -> int:
+    return 0 if isinstance(unit, Batch) else unit.level
 
 
 def _note(journal: Journal, exit: Exit) -> None:
@@ -191,10 +197,10 @@ class _Desk:
         finally:
             self.news.put(slot)
 
-    def work(self, missing: list[Unit], stop: Stop) -> Iterator[Exit]:
+    def work(self, missing: Sequence[Unit | Batch], stop: Stop) -> Iterator[Exit]:
         slots = [asdict(slot) for slot in self.crew.slots]
         self.journal.event("started", missing=len(missing), slots=slots)
-        left = collections.Counter(unit.level for unit in missing)
+        left = collections.Counter(_level(unit) for unit in missing)
         rest = {unit.key: unit for unit in missing}
         outlook = Outlook(self.store)
         remaining, shown, looked, heeded = None, 0.0, 0.0, 0
@@ -207,8 +213,8 @@ class _Desk:
             if isinstance(exit, Exit):
                 unit = exit.order.unit
                 if exit.final and rest.pop(unit.key, None):
-                    left[unit.level] -= 1
-                    looked = looked if left[unit.level] else 0.0  # the next level may be ordered
+                    left[_level(unit)] -= 1
+                    looked = looked if left[_level(unit)] else 0.0  # the next level may be ordered
                 if exit.code == worker.DONE:
                     outlook.add(unit, exit.seconds)
                 self._file(exit)

@@ -17,8 +17,9 @@ import numpy as np
 
 from fractal_core import control, experiments
 from fractal_core.errors import Refused
+from fractal_core.files import Files
 from fractal_core.plane import Region
-from fractal_core.store import Files, Store, read_recipe
+from fractal_core.store import Store, read_recipe
 from fractal_core.sweep import MIN_ULPS, Sweep
 
 PROBE_STEPS = 100
@@ -277,7 +278,7 @@ def cost(view: View, like: View | None = None) -> Cost:
     rows, cols = view.sweep.grid.shape
     missing = rows * cols
     if view.store is not None:
-        missing = sum(len(unit.cells()[0]) for unit in view.store.missing())
+        missing = sum(unit.size for unit in view.store.missing())
     digits = float(np.log10(max(view.sweep.ulps / MIN_ULPS, 1)))
     return Cost(missing, missing * _seconds_per_run(view, like) if missing else 0.0, digits)
 

@@ -24,8 +24,9 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
 from fractal_core.errors import Refused
+from fractal_core.files import Files
 from fractal_core.plane import Grid, Region
-from fractal_core.store import Files, Image
+from fractal_core.store import Image
 from fractal_core.ticks import ticks
 
 QUANTITIES = ("measure", "outcome", "final_loss", "steps")

@@ -10,27 +10,35 @@ from scipy.spatial import KDTree
 from fractal_core.errors import Refused
 from fractal_core.outcome import is_trainable
 from fractal_core.store import Store
-from fractal_core.sweep import LEVELS, Unit
+from fractal_core.sweep import LEVELS, Batch, Unit
 
 log = logging.getLogger(__name__)
 
 
 class Outlook:
-    """The outcomes of a run so far, kept as small as what is asked of them."""
+    """The outcomes of a run so far, kept as small as what is asked of them.
+
+    Points of a survey have no place in the map: they have no order, and cost what others did.
+    """
 
     def __init__(self, store: Store):
         self._store = store
         self._outcome = np.zeros(store.sweep.grid.shape, np.uint8)
         self._seconds: dict[str, float] = {}
+        self._cost = [0.0, 0]
         missing = {unit.key for unit in store.missing()}
         self._unread = [unit for key, unit in store.units.items() if key not in missing]
 
-    def add(self, unit: Unit, seconds: float) -> None:
+    def add(self, unit: Unit | Batch, seconds: float) -> None:
         """Note that a unit is done, and how long its training took."""
+        self._cost[0] += seconds
+        self._cost[1] += unit.size
+        if isinstance(unit, Batch):
+            return
         self._unread.append(unit)
-        self._seconds[unit.key] = seconds / max(1, len(unit.cells()[0]))
+        self._seconds[unit.key] = seconds / max(1, unit.size)
 
-    def order(self) -> Callable[[Unit], tuple[int, float]]:
+    def order(self) -> Callable[[Unit | Batch], tuple[int, float]]:
         """A sort key: coarse levels first, and within a level what is near the boundary found.
 
         The boundary is that of the lattice of all coarser levels; distances are in blocks. A part
@@ -39,7 +47,9 @@ class Outlook:
         self._read()
         far = {level: self._distances(level) for level in range(LEVELS - 1)}
 
-        def key(unit: Unit) -> tuple[int, float]:
+        def key(unit: Unit | Batch) -> tuple[int, float]:
+            if isinstance(unit, Batch):
+                return 0, 0.0
             if unit.level not in far:
                 return -unit.level, 0.0
             edge, distance = far[unit.level]
@@ -47,19 +57,23 @@ class Outlook:
 
         return key
 
-    def remaining(self, missing: Iterable[Unit], slots: int) -> float | None:
+    def remaining(self, missing: Iterable[Unit | Batch], slots: int) -> float | None:
         """Seconds until the missing units are done; None before anything is known.
 
         Every unit is taken to cost what the nearest finished one does per point: where runs blow
         up early there is less to do.
         """
         missing = list(missing)
+        lattice = [unit for unit in missing if isinstance(unit, Unit)]
+        if len(lattice) < len(missing):
+            per_point = self._cost[0] / self._cost[1] if self._cost[1] else None
+            return per_point and per_point * sum(unit.size for unit in missing) / slots
         known = [unit for key, unit in self._store.units.items() if key in self._seconds]
         if not known or not missing:
             return None if missing else 0.0
-        _, nearest = KDTree([_centre(unit) for unit in known]).query([_centre(u) for u in missing])
+        _, nearest = KDTree([_centre(unit) for unit in known]).query([_centre(u) for u in lattice])
         per_point = np.array([self._seconds[unit.key] for unit in known])[nearest]
-        points = np.array([len(unit.cells()[0]) for unit in missing])
+        points = np.array([unit.size for unit in missing])
         return float(per_point @ points / slots)
 
     def _read(self) -> None:

@@ -6,18 +6,16 @@ the files.
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
 import logging
-import os
 import shutil
 import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,105 +25,23 @@ from jaxtyping import Float64
 
 from fractal_core import machine
 from fractal_core.errors import Refused
-from fractal_core.outcome import Outcomes
+from fractal_core.files import Files
+from fractal_core.outcome import Outcomes, join
 from fractal_core.plane import Grid, Region
 from fractal_core.redact import redact
-from fractal_core.sweep import Sweep, Unit, canonical, from_json, plan, to_json
+from fractal_core.sweep import Batch, Sweep, Unit, canonical, from_json, plan, to_json
 
 log = logging.getLogger(__name__)
 
 ARRAYS = tuple(f.name for f in fields(Outcomes) if f.name != "extras")
-DISK_TROUBLE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
-    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
-)
-"""What may be wrong with a place to write to; not the fault of the program."""
-
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+BATCH = 256
+"""Points of a survey that are trained and committed together."""
 
 POINT_BYTES, UNIT_BYTES = 128, 4096
 """What a point and a unit take on the disk, rounded up."""
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What numpy and zipfile raise for a damaged file, which may seem to be encrypted or from the future."""
-
-
-class Files:
-    """Named bytes under one folder: the whole of what a run needs from a file system.
-
-    `put_once` and `put_latest` are atomic and durable: a file is written beside its final name,
-    flushed to the disk and then linked or renamed, and the folder is flushed after it.
-    """
-
-    def __init__(self, root: Path):
-        self.root = root
-
-    def put_once(self, key: str, data: bytes) -> bool:
-        """Write `data` unless the key is taken; True for the writer that won."""
-        with self._written(key, data) as (draft, target):
-            try:
-                os.link(draft, target)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno not in NO_LINKS:
-                    raise
-                raise Refused(
-                    f"{target.parent} is on a file system without hard links, which a run folder "
-                    "needs so that the first commit wins; choose another place"
-                ) from None
-        self._flush_folder(target.parent)
-        return True
-
-    def put_latest(self, key: str, data: bytes) -> None:
-        """Write `data` in place of whatever the key held."""
-        with self._written(key, data) as (draft, target):
-            draft.replace(target)
-        self._flush_folder(target.parent)
-
-    def get(self, key: str) -> bytes:
-        """The bytes of a key."""
-        return (self.root / key).read_bytes()
-
-    def list(self, folder: str) -> list[str]:
-        """The keys in a folder, sorted; drafts of a write under way are not among them."""
-        try:
-            names = os.listdir(self.root / folder)
-        except FileNotFoundError:
-            return []
-        return sorted(f"{folder}/{name}" for name in names if not name.startswith("."))
-
-    def drop(self, key: str) -> None:
-        """Forget a key; it need not exist."""
-        (self.root / key).unlink(missing_ok=True)
-
-    def sweep_drafts(self, *folders: str) -> None:
-        """Remove what writers that were killed left in folders that only the caller writes to."""
-        for folder in folders:
-            for draft in (self.root / folder).glob(".draft-*"):
-                draft.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _written(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
-        target = self.root / key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.parent / f".draft-{uuid.uuid4().hex}"
-        try:
-            with draft.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            yield draft, target
-        finally:
-            draft.unlink(missing_ok=True)
-
-    @staticmethod
-    def _flush_folder(folder: Path) -> None:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +156,7 @@ class Store:
             raise Refused(f"{path}/plan.json is damaged; restore it from a copy") from None
         self.units = {unit.key: unit for unit in units}
         self._seen: set[str] = set()
+        self._surveys: dict[str, tuple[np.ndarray, int]] = {}
         self._arrays: dict[str, np.ma.MaskedArray] = {}
 
     @classmethod
@@ -287,18 +204,70 @@ class Store:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    def missing(self) -> list[Unit]:
-        """Units without a file, in the order of the plan: coarse levels first."""
+    def missing(self, units: Sequence[Unit | Batch] | None = None) -> list[Unit | Batch]:
+        """Those without a file, in the order given; left out, all of the map, coarse levels first."""
         done = {Path(key).stem for key in self.files.list("units")}
-        return [unit for key, unit in self.units.items() if key not in done]
+        return [u for u in (self.units.values() if units is None else units) if u.key not in done]
 
-    def require_room(self, units: list[Unit]) -> None:
+    def survey(self, name: str, points: Float64[np.ndarray, "n 2"] | None = None) -> list[Batch]:
+        """The batches of a survey; its points are written down when they are given first.
+
+        Args:
+            name: Lower case, digits and dashes; says by a hash what the points come from.
+            points: What is to be trained. Left out, a survey that is there is read.
+
+        Raises:
+            Refused: There is no such survey, or one with other points.
+        """
+        key = f"surveys/{name}.npz"
+        if points is not None:
+            buffer = io.BytesIO()
+            np.savez(buffer, points=points, batch=BATCH)
+            self.files.put_once(key, buffer.getvalue())
+        if name not in self._surveys:
+            try:
+                arrays = unpack(self.files.get(key))
+            except UNREADABLE:
+                raise Refused(
+                    f"{self.path}/{key} is missing or damaged; remove it, and the same command "
+                    "makes it again"
+                ) from None
+            self._surveys[name] = arrays["points"], int(arrays["batch"])
+        mine, size = self._surveys[name]
+        if points is not None and not np.array_equal(mine, points):
+            raise Refused(f"{self.path}/{key} holds other points; remove it and try again")
+        return [Batch(name, at, min(at + size, len(mine))) for at in range(0, len(mine), size)]
+
+    def unit(self, key: str) -> Unit | Batch | None:
+        """The unit of that name, of the map or of a survey, or None."""
+        if found := self.units.get(key):
+            return found
+        name = key.rpartition("-")[0]
+        if not (self.path / "surveys" / f"{name}.npz").exists():
+            return None
+        return next((batch for batch in self.survey(name) if batch.key == key), None)
+
+    def outcomes(self, units: Sequence[Unit | Batch]) -> Outcomes:
+        """The outcomes of committed units, one after the other.
+
+        Raises:
+            Refused: One of them is missing or damaged.
+        """
+        parts = []
+        for unit in units:
+            arrays = self.read(unit)
+            known = {name: arrays.pop(name) for name in ARRAYS}
+            extras = {name: a for name, a in arrays.items() if name not in ("points", "meta")}
+            parts.append(Outcomes(**known, extras=extras))
+        return join(parts)
+
+    def require_room(self, units: Sequence[Unit | Batch]) -> None:
         """Refuse to begin what the disk cannot hold.
 
         Raises:
             Refused: There is not twice the room that the units will take.
         """
-        needed = 2 * sum(UNIT_BYTES + POINT_BYTES * len(unit.cells()[0]) for unit in units)
+        needed = 2 * sum(UNIT_BYTES + POINT_BYTES * unit.size for unit in units)
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise Refused(
@@ -306,22 +275,25 @@ class Store:
                 f"{needed / 1e6:.0f} MB; make room or choose another disk"
             )
 
-    def points(self, unit: Unit) -> Float64[np.ndarray, "n 2"]:
+    def points(self, unit: Unit | Batch) -> Float64[np.ndarray, "n 2"]:
         """The points of a unit."""
+        if isinstance(unit, Batch):
+            self.survey(unit.survey)
+            return self._surveys[unit.survey][0][unit.first : unit.last]
         return self.sweep.grid.points(*unit.cells())
 
-    def commit(self, unit: Unit, outcomes: Outcomes, meta: dict[str, Any]) -> bool:
+    def commit(self, unit: Unit | Batch, outcomes: Outcomes, meta: dict[str, Any]) -> bool:
         """Store the outcomes of a unit; the first commit wins and the answer is True for it.
 
         A later one is compared with it and, should the answers differ, kept in `quarantine/`.
         """
         return self.accept(unit, self.seal(unit, outcomes, meta))
 
-    def seal(self, unit: Unit, outcomes: Outcomes, meta: dict[str, Any]) -> bytes:
+    def seal(self, unit: Unit | Batch, outcomes: Outcomes, meta: dict[str, Any]) -> bytes:
         """The file of a unit, which may travel to the machine that holds the folder."""
         return pack(self.points(unit), outcomes, {"unit": unit.key, "sweep": self.sweep.id, **meta})
 
-    def accept(self, unit: Unit, data: bytes) -> bool:
+    def accept(self, unit: Unit | Batch, data: bytes) -> bool:
         """Store what `seal` made; the rule is that of `commit`."""
         key = f"units/{unit.key}.npz"
         if self.files.put_once(key, data):
@@ -339,7 +311,9 @@ class Store:
             log.warning("%s was computed twice and %s differ", unit.key, ", ".join(differing))
         return False
 
-    def fail(self, unit: Unit, cause: str, exit_code: int | None = None, text: str = "") -> None:
+    def fail(
+        self, unit: Unit | Batch, cause: str, exit_code: int | None = None, text: str = ""
+    ) -> None:
         """Note the last failure of a unit; it stays missing."""
         note = {
             "cause": redact(cause),
@@ -349,7 +323,7 @@ class Store:
         }
         self.files.put_latest(f"failures/{unit.key}.json", json.dumps(note, indent=1).encode())
 
-    def read(self, unit: Unit) -> dict[str, np.ndarray]:
+    def read(self, unit: Unit | Batch) -> dict[str, np.ndarray]:
         """The arrays of a committed unit, checked against recipe and plan.
 
         Raises:
@@ -412,7 +386,7 @@ class Store:
         """
         moved = []
         for key in self.files.list("units"):
-            unit = self.units.get(Path(key).stem)
+            unit = self.unit(Path(key).stem)
             try:
                 if unit is None:
                     raise Refused(f"{key} belongs to no unit of the plan")

@@ -211,6 +211,11 @@ class Unit:
         """The name of the unit, which is also the name of its file."""
         return f"L{self.level}-{self.rows[0]:05d}-{self.cols[0]:05d}"
 
+    @property
+    def size(self) -> int:
+        """How many points it holds."""
+        return len(self.cells()[0])
+
     def cells(self) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
         """Rows and columns of its points, row by row."""
         stride = 2**self.level
@@ -221,6 +226,31 @@ class Unit:
         if self.level < LEVELS - 1:
             mine = (rows % (2 * stride) != 0) | (cols % (2 * stride) != 0)
         return rows[mine], cols[mine]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some points of a survey: runs that are no part of the map, like pairs, reruns and audits.
+
+    Args:
+        survey: The survey that it belongs to.
+        first: Its first point there.
+        last: One past its last.
+    """
+
+    survey: str
+    first: int
+    last: int
+
+    @property
+    def key(self) -> str:
+        """The name of the batch, which is also the name of its file."""
+        return f"{self.survey}-{self.first:07d}"
+
+    @property
+    def size(self) -> int:
+        """How many points it holds."""
+        return self.last - self.first
 
 
 def default_block(shape: tuple[int, int]) -> int:

@@ -31,9 +31,10 @@ import psutil
 
 from fractal_core import experiments, machine, pulse
 from fractal_core.errors import Refused
+from fractal_core.files import DISK_TROUBLE
 from fractal_core.outcome import Outcomes, join
 from fractal_core.redact import redact
-from fractal_core.store import DISK_TROUBLE, Store
+from fractal_core.store import Store
 from fractal_core.sweep import Sweep, Unit
 
 DONE, WRONG, MEMORY, DISK, TEMPORARY = 0, 4, 5, 74, 75
@@ -128,7 +129,8 @@ def serve(path: Path, source: int, sink: int) -> int:
 def _work(
     store: Store, order: dict[str, Any], provenance: dict[str, Any], answers: _Answers
 ) -> dict[str, Any]:
-    unit = store.units[order["unit"]]
+    if (unit := store.unit(order["unit"])) is None:
+        raise Refused(f"{store.path} has no unit {order['unit']}; its plan was changed under way")
     started = time.perf_counter()
     outcomes = train(store.sweep, store.points(unit), order["launch"])
     seconds = time.perf_counter() - started

@@ -14,7 +14,7 @@ import tyro
 from fractal_core import machine
 from fractal_core.commands.work import Json
 from fractal_core.errors import Refused
-from fractal_core.store import Files
+from fractal_core.files import Files
 
 
 def doctor(folder: tyro.conf.Positional[Path] = Path("runs"), /, *, as_json: Json = False) -> None:

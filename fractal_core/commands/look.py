@@ -9,7 +9,7 @@ import tyro
 
 from fractal_core import experiments, figures
 from fractal_core.errors import Refused
-from fractal_core.store import Files
+from fractal_core.files import Files
 
 Run = tyro.conf.Positional[Path]
 

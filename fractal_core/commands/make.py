@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fractal_core import experiments
+from fractal_core import experiments, sight
 from fractal_core.commands.work import train
 from fractal_core.errors import Refused
 from fractal_core.outcome import is_trainable
@@ -139,9 +139,11 @@ def zoom(
         y: Ends of the y axis.
         cells: Rows and columns of the parent instead, as R0:R1 C0:C1.
         grid: Rows and columns; left out, as many as the parent has.
-        force: Allow neighbouring values that the arithmetic cannot tell apart.
+        force: Allow neighbouring values that the arithmetic cannot tell apart, and a zoom into what
+            is mostly rounding by what `fractal seeing` found of the parent.
     """
-    parent = experiments.open_run(run).sweep
+    store = experiments.open_run(run)
+    parent = store.sweep
     if cells is not None and (x or y):
         raise Refused("give --cells, or --x and --y, but not both")
     if cells is not None:
@@ -156,7 +158,11 @@ def zoom(
         )
     else:
         raise Refused("say where: --x LO HI --y LO HI, or --cells R0:R1 C0:C1")
-    _create(target, parent.zoom(region), force)
+    child = parent.zoom(region)
+    if not force:
+        child.require_resolution()
+        sight.require_sight(store, child)
+    _create(target, child, force)
 
 
 def _slice(text: str) -> tuple[int, int]:
