@@ -55,6 +55,7 @@ class Agent:
         self._crew: LocalCrew | None = None
         self._path = Path(tempfile.mkdtemp(prefix="fractal-node-"))
         for name, data in recipe.items():
+            (self._path / name).parent.mkdir(exist_ok=True)
             (self._path / name).write_bytes(data)
 
     def open(self) -> tuple[str, str]:
@@ -218,7 +219,8 @@ class RayCrew:
         self._ray, self._store, self._stay = ray, store, stay
         self._patience, self._placing = patience or Patience(), placing
         self.slots: Sequence[Slot] = [place.slot for place in places]
-        recipe = {n: store.files.get(n) for n in RECIPE if (store.path / n).exists()}
+        names = [name for name in RECIPE if (store.path / name).exists()]
+        recipe = {n: store.files.get(n) for n in (*names, *store.files.list("surveys"))}
         self._recipe = ray.put(recipe)
         self._head = ray.get_runtime_context().gcs_address
         # Who is to do what again is decided in one place, and that is not here.

@@ -35,7 +35,7 @@ from fractal_core.files import DISK_TROUBLE
 from fractal_core.outcome import Outcomes, join
 from fractal_core.redact import redact
 from fractal_core.store import Store
-from fractal_core.sweep import Sweep, Unit
+from fractal_core.sweep import Batch, Sweep, Unit
 
 DONE, WRONG, MEMORY, DISK, TEMPORARY = 0, 4, 5, 74, 75
 
@@ -141,7 +141,7 @@ def _work(
 
 
 def deliver(
-    store: Store, unit: Unit, data: bytes, seconds: float, waiting: Callable[[str], None]
+    store: Store, unit: Unit | Batch, data: bytes, seconds: float, waiting: Callable[[str], None]
 ) -> bool:
     """Commit the file of a unit, once the disk has room for it.
 
