@@ -24,12 +24,14 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     pairs          2   flips against distance: cost, partners, dimension with interval
     store          2   a run folder: commit once, missing, image, verify
     tiny           2   TinyNetworks: one hidden layer, one network per grid point
+    roughness      2   a map's dimension beside that of its nulls; companions
     figures        3   maps for screen and paper
     experiments    3   experiments and presets by name; opens a run folder
     duty           3   who works on a run folder: locks, shares, journal
     outlook        3   where to go next, and how long the rest takes
     heatmap        3   the map on a canvas in a notebook
     warm           3   a process that forks runs within milliseconds
+    plots          4   charts of dimensions
     worker         4   one process per slot, which trains units and commits them
     agenda         5   what is done next, and what follows from a failure
     local          6   workers on this machine

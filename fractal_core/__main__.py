@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": ("work", "read every file of a run again"),
     "show": ("look", "draw a run as PNG, PDF or SVG"),
     "export": ("look", "write a run's arrays to one npz file"),
+    "dim": ("dimension", "say how rough a boundary is, next to what is not fractal"),
     "open": ("open", "open a notebook as an app on this machine"),
     "bench": ("bench", "measure how fast this machine is, against other ways"),
     "doctor": ("health", "say what this machine is and whether a run folder will work on it"),
