@@ -41,6 +41,8 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     explore        7   views of the zoom notebook: addresses, costs, places
     portrait       8   what a view looks like
     adaptive       8   maps that compute only their boundary, with an audit
+    history        8   labels after many training lengths, from one run per point
+    published      8   the six published windows: printed, and found
     bench          9   ratios of speed, contenders taking turns
     commands      10   the command line, one short file per group
     __main__      11   finds the command

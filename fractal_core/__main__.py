@@ -17,6 +17,8 @@ COMMANDS = {
     "show": ("look", "draw a run as PNG, PDF or SVG"),
     "export": ("look", "write a run's arrays to one npz file"),
     "dim": ("dimension", "say how rough a boundary is, next to what is not fractal"),
+    "refine": ("dimension", "train a run only where its boundary is, and audit the rest"),
+    "table": ("dimension", "measure the six published windows"),
     "open": ("open", "open a notebook as an app on this machine"),
     "bench": ("bench", "measure how fast this machine is, against other ways"),
     "doctor": ("health", "say what this machine is and whether a run folder will work on it"),
