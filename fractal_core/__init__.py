@@ -25,6 +25,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     pairs          2   flips against distance: cost, partners, dimension with interval
     store          2   a run folder: commit once, missing, image, verify
     tiny           2   TinyNetworks: one hidden layer, one network per grid point
+    roughness      2   a map's dimension beside that of its nulls; companions
     figures        3   maps for screen and paper
     experiments    3   experiments and presets by name; opens a run folder
     duty           3   who works on a run folder: locks, shares, journal
@@ -32,6 +33,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     heatmap        3   the map on a canvas in a notebook
     warm           3   a process that forks runs within milliseconds
     charts         4   flips against distance, for screen and paper
+    plots          4   charts of dimensions
     worker         4   one process per slot, which trains units and commits them
     agenda         5   what is done next, and what follows from a failure
     raylink        5   joins a Ray cluster, or begins one
@@ -43,6 +45,9 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     explore        7   views of the zoom notebook: addresses, costs, places
     pairing        8   pairs for a run folder: dimension, floors, nulls, verdict
     portrait       8   what a view looks like
+    adaptive       8   maps that compute only their boundary, with an audit
+    history        8   labels after many training lengths, from one run per point
+    published      8   the six published windows: printed, and found
     sight          9   the seeing of a run folder, and what a zoom must ask it
     bench          9   ratios of speed, contenders taking turns
     commands      10   the command line, one short file per group

@@ -372,7 +372,8 @@ def safety_margin(
         jitter: Relative: 0.1 for +-10 %.
 
     Raises:
-        Refused: A point is missing, or the jitter is less than half a pitch and cannot be seen.
+        Refused: A point is missing, or the jitter is less than half a pitch and cannot be seen, or
+            wider than the map.
     """
     values, _ = measured_values(labels)
     reach = np.log10(1 + jitter)
@@ -380,6 +381,12 @@ def safety_margin(
         raise Refused(
             f"a jitter of {jitter:.3g} is {reach:.2g} decades, less than half the pitch of "
             f"{max(pitch):.2g}; zoom in, or ask for more jitter"
+        )
+    widths = values.shape[1] * pitch[0], values.shape[0] * pitch[1]
+    if 2 * reach > min(widths):
+        raise Refused(
+            f"a jitter of +-{jitter:.3g} is {2 * reach:.2g} decades wide and the map only "
+            f"{min(widths):.2g}; zoom out, or ask for less jitter"
         )
     risk = (~values).astype(np.float64)
     for axis, step in ((0, pitch[1]), (1, pitch[0])):

@@ -92,6 +92,8 @@ class Dimension:
         low: Lower end of the interval.
         high: Upper end.
         unseen: How many points smaller a box acts than it is; see `fit`.
+        read: Value and interval that the counts alone give, whatever the verdict: what is compared
+            with the same of a null. None where no fit is possible.
         decades: Smallest and largest box that may be fitted, in decades of the hyperparameters;
             None if there is no such box.
         profile: The local slopes at those sizes.
@@ -106,6 +108,7 @@ class Dimension:
     low: float | None
     high: float | None
     unseen: float | None
+    read: tuple[float, float, float] | None
     decades: tuple[float, float] | None
     profile: Profile
     counts: Counts
@@ -228,14 +231,16 @@ def dimension(
     use = fitted_sizes(counts)
     draws = _resampled(hits[:, use], windows[:, use])
     used = Counts(sizes[use], counts.counts[use], counts.boxes[use], side)
-    value = low = high = unseen = None
-    if verdict == "resolved":
-        value, unseen = fit(counts)
+    value = low = high = unseen = read = None
+    if use.sum() >= FEWEST_SIZES:
+        number, bend = fit(counts)
         heap = 2 - draws @ _solver_of_ranges(used.sizes).T
-        low, high = (float(end) for end in np.percentile(heap, [2.5, 97.5]))
-        low, high = min(low, value), max(high, value)
+        ends = np.percentile(heap, [2.5, 97.5])
+        read = number, min(float(ends[0]), number), max(float(ends[1]), number)
+        if verdict == "resolved":
+            (value, low, high), unseen = read, bend
     mean_pitch = float(np.sqrt(pitch[0] * pitch[1]))
-    ends = float(sizes[use].min(initial=side)), float(sizes[use].max(initial=0))
+    reach = float(sizes[use].min(initial=side)), float(sizes[use].max(initial=0))
     return Dimension(
         verdict=verdict,
         reason=reason,
@@ -243,7 +248,8 @@ def dimension(
         low=low,
         high=high,
         unseen=unseen,
-        decades=(ends[0] * mean_pitch, ends[1] * mean_pitch) if use.any() else None,
+        read=read,
+        decades=(reach[0] * mean_pitch, reach[1] * mean_pitch) if use.any() else None,
         profile=_profile(used, draws, mean_pitch),
         counts=counts,
         edge_density=density,

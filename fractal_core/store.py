@@ -156,7 +156,7 @@ class Store:
             raise Refused(f"{path}/plan.json is damaged; restore it from a copy") from None
         self.units = {unit.key: unit for unit in units}
         self._seen: set[str] = set()
-        self._surveys: dict[str, tuple[np.ndarray, int]] = {}
+        self._surveys: dict[str, tuple[np.ndarray, int, list[int]]] = {}
         self._arrays: dict[str, np.ma.MaskedArray] = {}
 
     @classmethod
@@ -209,20 +209,26 @@ class Store:
         done = {Path(key).stem for key in self.files.list("units")}
         return [u for u in (self.units.values() if units is None else units) if u.key not in done]
 
-    def survey(self, name: str, points: Float64[np.ndarray, "n 2"] | None = None) -> list[Batch]:
+    def survey(
+        self,
+        name: str,
+        points: Float64[np.ndarray, "n 2"] | None = None,
+        record: Sequence[int] = (),
+    ) -> list[Batch]:
         """The batches of a survey; its points are written down when they are given first.
 
         Args:
             name: Lower case, digits and dashes; says by a hash what the points come from.
             points: What is to be trained. Left out, a survey that is there is read.
+            record: Steps whose losses its outcomes hold as well.
 
         Raises:
-            Refused: There is no such survey, or one with other points.
+            Refused: There is no such survey, or one with other points or steps.
         """
         key = f"surveys/{name}.npz"
         if points is not None:
             buffer = io.BytesIO()
-            np.savez(buffer, points=points, batch=BATCH)
+            np.savez(buffer, points=points, batch=BATCH, record=np.array(record, np.int64))
             self.files.put_once(key, buffer.getvalue())
         if name not in self._surveys:
             try:
@@ -232,9 +238,10 @@ class Store:
                     f"{self.path}/{key} is missing or damaged; remove it, and the same command "
                     "makes it again"
                 ) from None
-            self._surveys[name] = arrays["points"], int(arrays["batch"])
-        mine, size = self._surveys[name]
-        if points is not None and not np.array_equal(mine, points):
+            steps = arrays["record"].tolist()
+            self._surveys[name] = arrays["points"], int(arrays["batch"]), steps
+        mine, size, steps = self._surveys[name]
+        if points is not None and not (np.array_equal(mine, points) and steps == list(record)):
             raise Refused(f"{self.path}/{key} holds other points; remove it and try again")
         return [Batch(name, at, min(at + size, len(mine))) for at in range(0, len(mine), size)]
 
@@ -281,6 +288,13 @@ class Store:
             self.survey(unit.survey)
             return self._surveys[unit.survey][0][unit.first : unit.last]
         return self.sweep.grid.points(*unit.cells())
+
+    def record(self, unit: Unit | Batch) -> list[int]:
+        """The steps whose losses the outcomes of a unit hold as well."""
+        if not isinstance(unit, Batch):
+            return []
+        self.survey(unit.survey)
+        return self._surveys[unit.survey][2]
 
     def commit(self, unit: Unit | Batch, outcomes: Outcomes, meta: dict[str, Any]) -> bool:
         """Store the outcomes of a unit; the first commit wins and the answer is True for it.

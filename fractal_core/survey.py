@@ -51,15 +51,22 @@ def named(kind: str, settings: Any) -> str:
 
 
 def trained(
-    store: Store, name: str, points: Float64[np.ndarray, "n 2"], hire: Hire, tell: Tell
+    store: Store,
+    name: str,
+    points: Float64[np.ndarray, "n 2"],
+    hire: Hire,
+    tell: Tell,
+    record: Sequence[int] = (),
 ) -> Outcomes:
     """The outcomes at the points of a survey, of which only what is missing is trained.
+
+    With steps to `record`, their losses come as `extras["losses"]`.
 
     Raises:
         Busy: Another process works on the run.
         Refused: Some points could not be trained; the sentence says why.
     """
-    batches = store.survey(name, points)
+    batches = store.survey(name, points, record)
     complete(store, name, batches, hire, tell)
     return store.outcomes(batches)
 

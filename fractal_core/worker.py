@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,15 @@ BEAT_SECONDS = 1.0
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux
 
 
-def train(sweep: Sweep, points: np.ndarray, launch: int | None = None) -> Outcomes:
+def train(
+    sweep: Sweep, points: np.ndarray, launch: int | None = None, record: Sequence[int] = ()
+) -> Outcomes:
     """Train at the points, at most `launch` at a time; how many changes no bit."""
     size = launch or len(points)
     parts = []
     for first in range(0, len(points), size):
-        parts.append(sweep.experiment.run(points[first : first + size], seed=sweep.seed))
+        some = points[first : first + size]
+        parts.append(sweep.experiment.run(some, seed=sweep.seed, record=record))
         pulse.tick()
     return join(parts)
 
@@ -132,7 +135,7 @@ def _work(
     if (unit := store.unit(order["unit"])) is None:
         raise Refused(f"{store.path} has no unit {order['unit']}; its plan was changed under way")
     started = time.perf_counter()
-    outcomes = train(store.sweep, store.points(unit), order["launch"])
+    outcomes = train(store.sweep, store.points(unit), order["launch"], store.record(unit))
     seconds = time.perf_counter() - started
     meta = {"seconds": seconds, "attempt": order["attempt"], **provenance}
     data = store.seal(unit, outcomes, meta)

@@ -66,6 +66,17 @@ def test_a_survey_of_one_name_has_one_set_of_points(store):
         store.survey("pairs-2")
 
 
+def test_a_survey_records_losses(store):
+    """Those of the steps that were asked for, once; another choice of steps is refused."""
+    outcomes = survey.trained(store, "time-1", POINTS, hire, quiet, record=[0, 7, 29])
+    direct = SWEEP.experiment.run(POINTS, seed=0, record=[0, 7, 29])
+    np.testing.assert_array_equal(outcomes.extras["losses"], direct.extras["losses"])
+    again = survey.trained(open_run(store.path), "time-1", POINTS, refuse, quiet, record=[0, 7, 29])
+    np.testing.assert_array_equal(again.extras["losses"], direct.extras["losses"])
+    with pytest.raises(Refused, match="other points"):
+        store.survey("time-1", POINTS, [0, 8])
+
+
 def test_a_lattice_is_a_part_of_the_map(store):
     """Only its levels are trained, and they are those of the finished map."""
     image = survey.lattice(store, 1, hire, quiet)

@@ -9,7 +9,7 @@ from typing import Literal
 import tyro
 
 from fractal_core import machine
-from fractal_core.bench import engine, tiny, zoom
+from fractal_core.bench import dim, engine, tiny, zoom
 from fractal_core.commands.work import Json
 
 ZOOM_FIGURES = {
@@ -22,7 +22,7 @@ ZOOM_FIGURES = {
 
 
 def bench(
-    what: tyro.conf.Positional[Literal["tiny", "engine", "zoom"]],
+    what: tyro.conf.Positional[Literal["tiny", "engine", "dim", "zoom"]],
     /,
     *,
     rounds: int | None = None,
@@ -34,8 +34,8 @@ def bench(
 
     Args:
         what: `tiny`: the kernel of the tiny networks. `engine`: what worker processes cost.
-            `zoom`: the zoom notebook in a browser.
-        rounds: Turns of every contender, or zooms; left out, 7, 4 and 3.
+            `dim`: counting boxes. `zoom`: the zoom notebook in a browser.
+        rounds: Turns of every contender, or zooms; left out, 7, 4, 3 and 3.
         seconds: How long a turn of `tiny` and a long unit of `engine` take; left out, 0.5 and 1.
         only: Cases of `tiny`, for example tanh-full-float64; left out, all.
         as_json: One JSON object and nothing else.
@@ -44,6 +44,8 @@ def bench(
         _zoom(3 if rounds is None else rounds, as_json)
     elif what == "engine":
         _engine(4 if rounds is None else rounds, seconds or 1.0, as_json)
+    elif what == "dim":
+        _dim(3 if rounds is None else rounds, as_json)
     else:
         _tiny(7 if rounds is None else rounds, seconds or 0.5, only, as_json)
 
@@ -99,6 +101,29 @@ def _engine(rounds: int, seconds: float, as_json: bool) -> None:
         )
     starts = sorted(turn.start for turns in results.values() for turn in turns)
     print(f"from the command to the first commit {starts[0]:.2f} to {starts[-1]:.2f} s")
+
+
+def _dim(rounds: int, as_json: bool) -> None:
+    if not as_json:
+        print("counting boxes on one core ...", file=sys.stderr, flush=True)
+    found = dim.measure(rounds)
+    seconds = {name: found.seconds(name) for name in found.rates.by_name}
+    ratios = {
+        name: found.rates.ratio(name, "porespy")
+        for name in found.rates.by_name
+        if name != "porespy"
+    }
+    if as_json:
+        report = {"machine": machine.describe(), "rounds": rounds, "side": found.side}
+        report |= {"edge_density": found.edge_density, "seconds": seconds, "times_faster": ratios}
+        print(json.dumps(report))
+        return
+    _headline(rounds, machine.versions())
+    print(f"{found.side} x {found.side} cells, {found.edge_density:.1%} of them boundary")
+    print(f"{'boxes':<12}{'s per mask, median':>20}{'times porespy: minimum (median)':>34}")
+    for name, each in seconds.items():
+        low, middle = ratios.get(name, (1.0, 1.0))
+        print(f"{name:<12}{each:>20.3f}{low:>24.1f} ({middle:.1f})")
 
 
 def _headline(rounds: int, versions: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Commands that look at what is there: show, export."""
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from fractal_core import experiments, figures
+from fractal_core import adaptive, experiments, figures
 from fractal_core.errors import Refused
 from fractal_core.files import Files
 
@@ -26,6 +27,9 @@ def show(
 ) -> None:
     """Draw a run, finished or not.
 
+    Of a refined run the outcomes show what is inferred as well, and how far that can be trusted is
+    written below.
+
     Args:
         run: The run folder.
         out: Figure to write; .png, .pdf or .svg.
@@ -36,12 +40,18 @@ def show(
     """
     store = experiments.open_run(run)
     inner = experiments.open_run(child).sweep.region if child else None
+    image = store.image()
+    found = adaptive.refined(store, image)
+    if quantity == "outcome":
+        # The others are numbers of a run, which an inferred point does not have.
+        image = dataclasses.replace(image, outcome=found.outcome)
     figure = figures.map_figure(
-        store.image(),
+        image,
         palette=palette,
         quantity=quantity,
         child=inner,
         title=title,
+        caption=found.caption,
         labels=store.sweep.labels,
     )
     figures.save(figure, out)

@@ -209,9 +209,8 @@ def status(run: Run, /, *, as_json: Json = False) -> None:
     for slot in state.slots:
         doing = f"unit {slot['unit']}" if slot["unit"] else "waits"
         used = f", GPU {slot['gpu_percent']:.0f} %" if "gpu_percent" in slot else ""
-        print(
-            f"  slot {slot['index']} on {slot['device']}: process {slot['process']}, {doing}{used}"
-        )
+        whose = f"process {slot['process']}, " if slot["process"] else ""
+        print(f"  slot {slot['index']} on {slot['device']}: {whose}{doing}{used}")
     for cause, count in state.causes.items():
         print(f"  {count} failed: {cause}")
 
