@@ -1,0 +1,1 @@
+"""A small chat model from scratch."""
