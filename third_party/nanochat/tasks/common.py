@@ -6,7 +6,7 @@ what the right answer is. `start`, `stop` and `step` make a view of some of its 
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from nanochat.common import Refused
 
@@ -16,15 +16,13 @@ Conversation = Mapping[str, Any]
 class Task:
     """A view of the rows start, start + step, ... of a set of conversations, up to stop."""
 
+    eval_type: ClassVar[str]
+    """`generative` if the model writes an answer, `categorical` if it chooses a letter."""
+
     def __init__(self, start: int = 0, stop: int | None = None, step: int = 1):
         if start < 0 or step < 1 or (stop is not None and stop < start):
             raise Refused("a view of a task needs 0 <= start <= stop and a step of at least 1")
         self.start, self.stop, self.step = start, stop, step
-
-    @property
-    def eval_type(self) -> str:
-        """`generative` if the model writes an answer, `categorical` if it chooses a letter."""
-        raise NotImplementedError
 
     def num_examples(self) -> int:
         """How many rows there are, views aside."""
@@ -96,7 +94,7 @@ def load_rows(path: str, name: str | None, split: str) -> Any:
         Refused: The package `datasets` is not installed.
     """
     try:
-        import datasets  # an extra: what runs offline needs none of it
+        import datasets  # type: ignore[import-not-found] # an extra: what runs offline needs none of it
     except ModuleNotFoundError:
         raise Refused(
             f"{path} is read with the package datasets; install it with `pip install nanochat[data]`"
