@@ -1,7 +1,8 @@
 """Flags into a frozen dataclass, and a script's way in and out.
 
 A script's `Config` is the whole description of its flags: names, defaults, types. Both
-`--name=value` and `--name value` are understood, with dashes or underscores.
+`--name=value` and `--name value` are understood, with dashes or underscores. Flags of one letter
+are in the class variable `SHORT`, as in {"-n": "--num_files"}.
 """
 
 import ast
@@ -36,6 +37,7 @@ def config_from(kind: type[C], argv: Sequence[str] | None = None) -> C:
     given: dict[str, object] = {}
     while words:
         word = words.pop(0)
+        word = getattr(kind, "SHORT", {}).get(word, word)
         if word in ("-h", "--help"):
             raise HelpAsked(_help(kind, fields))
         if word == "--":  # torchrun's separator
