@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from nanochat.common import Refused
+from nanochat.common import Refused, compute_cleanup
 
 C = TypeVar("C")
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -57,7 +57,7 @@ def config_from(kind: type[C], argv: Sequence[str] | None = None) -> C:
 
 
 def run(main: Callable[[C], object], kind: type[C], argv: Sequence[str] | None = None) -> int:
-    """Call `main` with the flags; the exit code, 2 after one sentence about what was wrong."""
+    """Call `main` with the flags; the exit code: 2 after a refusal, 130 after an interruption."""
     try:
         main(config_from(kind, argv))
     except HelpAsked as help_text:
@@ -65,6 +65,10 @@ def run(main: Callable[[C], object], kind: type[C], argv: Sequence[str] | None =
     except Refused as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        compute_cleanup()
     return 0
 
 

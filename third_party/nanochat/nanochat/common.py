@@ -4,6 +4,8 @@ Importing it changes nothing; `compute_init` does what has effects.
 """
 
 import os
+import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,42 @@ def compute_cleanup() -> None:
 def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+class StopRequest:
+    """Whether the user (Ctrl-C) or the machine (SIGTERM) has asked to stop; ask between steps.
+
+    The first signal is only remembered, so that a step is never left half done; the second one
+    interrupts at once. Outside the main thread signals stay as they are.
+    """
+
+    def __init__(self):
+        self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def asked(self, device: torch.device) -> bool:
+        """Whether any process was asked to stop; all processes must ask together."""
+        if world_size() == 1:
+            return self._asked
+        flag = torch.tensor(int(self._asked), device=device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
+
+    def _hear(self, _number: int, _frame: object) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        print0("Stopping after this step; once more to stop at once.")
 
 
 @dataclass
