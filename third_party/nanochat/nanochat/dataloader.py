@@ -8,7 +8,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 import torch
@@ -23,6 +23,14 @@ IGNORED = -1
 
 Row = tuple[list[int], list[int]]
 """A rendered conversation: ids and mask."""
+
+
+class Conversations(Protocol):
+    """What has rows, such as a list or a task."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ def tokenizing_distributed_data_loader(
 
 
 def sft_data_loader(
-    dataset: Sequence[Mapping[str, Any]],
+    dataset: Conversations,
     tokenizer: RustBPETokenizer,
     batch_size: int,
     *,
