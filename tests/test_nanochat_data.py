@@ -209,6 +209,8 @@ def test_the_command_fetches_the_first_shards(shelf, base, monkeypatch):
         dataset.main(dataset.Config(num_files=4))
     with pytest.raises(Refused, match="at least one"):
         dataset.main(dataset.Config(num_files=0))
+    with pytest.raises(Refused, match="at least 8 documents"):
+        dataset.main(dataset.Config(builtin=7))
 
 
 # The pretraining loader

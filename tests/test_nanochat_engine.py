@@ -146,6 +146,8 @@ def test_a_prompt_that_cannot_be_fed_is_refused(tokenizer, prompt, sentence):
     model = Script(70, sequence_len=8)
     with pytest.raises(Refused, match=sentence):
         Engine(model, tokenizer).generate_batch(prompt)
+    with pytest.raises(Refused, match="at least one sample"):
+        Engine(model, tokenizer).generate_batch([BOS], num_samples=0)
     assert model.fed == []
 
 

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -259,6 +261,36 @@ def test_own_conversations_are_learned_from(base, tmp_path):
         chat_sft.main(dataclasses.replace(TUNE, data=str(path)))
 
 
+def test_the_default_mixture_is_the_references(base, monkeypatch):
+    """Both ARC sets, GSM8K, the first of SmolTalk, who the model is, and spelling, in its order."""
+    question = {
+        "question": "Q",
+        "choices": {"text": ["a", "b"], "label": ["A", "B"]},
+        "answerKey": "A",
+    }
+    talk = {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}
+    rows = {
+        ("allenai/ai2_arc", "ARC-Easy", "train"): [question] * 5,
+        ("allenai/ai2_arc", "ARC-Challenge", "train"): [question] * 4,
+        ("openai/gsm8k", "main", "train"): [{"question": "q", "answer": "#### 1"}] * 3,
+        ("HuggingFaceTB/smol-smoltalk", None, "train"): [talk] * 10_005,
+        ("HuggingFaceTB/smol-smoltalk", None, "test"): [talk] * 2,
+    }
+
+    class Loaded(list):
+        def shuffle(self, seed):
+            assert seed == 42
+            return self
+
+    loaded = SimpleNamespace(load_dataset=lambda path, name, split: Loaded(rows[path, name, split]))
+    monkeypatch.setitem(sys.modules, "datasets", loaded)
+    (base / "words_alpha.txt").write_text("alpha beta")
+    (base / "identity_conversations.jsonl").write_text(json.dumps(talk["messages"]) + "\n")
+    train, validation, asked = chat_sft.mixtures("")
+    assert [len(task) for task in train.tasks] == [5, 4, 3, 10_000, 1, 300, 300]
+    assert (len(validation), asked) == (2, {})
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -388,9 +420,14 @@ def test_a_lower_bound_is_the_binomial_one():
 def test_the_base_folder_is_put_back(monkeypatch, tmp_path):
     """Also if there was none, and after an error."""
     monkeypatch.delenv("NANOCHAT_BASE_DIR", raising=False)
-    with pytest.raises(ZeroDivisionError), tiny.base_folder(str(tmp_path)):
-        assert os.environ["NANOCHAT_BASE_DIR"] == str(tmp_path)
-        raise ZeroDivisionError
+
+    def fails() -> None:
+        with tiny.base_folder(str(tmp_path)):
+            assert os.environ["NANOCHAT_BASE_DIR"] == str(tmp_path)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
     assert "NANOCHAT_BASE_DIR" not in os.environ
 
 

@@ -205,6 +205,8 @@ def main(config: Config) -> dict[str, int]:
             raise Refused(
                 f"{data_folder()} already holds shards; remove them or choose another base"
             )
+        if config.builtin < 8:
+            raise Refused("four shards take at least 8 documents")
         documents = corpus.documents(config.builtin)
         write_shards(documents, 4, data_folder(), row_group=128)
         print(f"{len(documents)} documents, sha256 {corpus.digest(documents)[:16]}")

@@ -152,6 +152,8 @@ class Engine:
         Raises:
             Refused: The prompt is empty, longer than the context, or not of this vocabulary.
         """
+        if num_samples < 1:
+            raise Refused("ask for at least one sample")
         context = self._admitted(tokens)
         device = self.model.get_device()
         rng = torch.Generator(device=device).manual_seed(seed)

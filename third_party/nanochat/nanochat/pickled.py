@@ -19,7 +19,8 @@ OPERATIONS = frozenset(
     (
         *("PROTO", "FRAME", "STOP", "MEMOIZE", "MARK", "STACK_GLOBAL", "NEWOBJ", "BUILD"),
         *("EMPTY_TUPLE", "EMPTY_DICT", "SETITEM", "SETITEMS"),
-        *("SHORT_BINUNICODE", "SHORT_BINBYTES", "BININT", "BININT1", "BININT2"),
+        *("SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES"),
+        *("BININT", "BININT1", "BININT2"),
     )
 )
 """What writing one Encoding takes."""

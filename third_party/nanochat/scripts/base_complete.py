@@ -11,16 +11,7 @@ from nanochat.checkpoint_manager import load_model
 from nanochat.common import Refused, compute_init
 from nanochat.engine import Engine
 
-PROMPTS = (
-    "The capital of France is",
-    "Gold has the chemical symbol",
-    "If Friday was yesterday, tomorrow will be",
-    "Hot is the opposite of",
-    "The planets around our sun are:",
-    "The color that I like best is",
-    "If 5*x + 3 = 13 then x is",
-)
-"""What is asked when nothing is: little things that a model learns early."""
+from scripts.base_train import PROMPTS
 
 
 @dataclass(frozen=True)

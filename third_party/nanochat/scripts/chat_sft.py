@@ -257,8 +257,7 @@ class Tuning:
                     print0(f"Go on with --resume_from_step={self.step}")
                     raise KeyboardInterrupt
         self.save(figures, resumable=False)
-        name = f"{self.step:06d}"
-        files = [f"model_{name}.pt", f"meta_{name}.json"]
+        files = (f"model_{self.step:06d}.pt", f"meta_{self.step:06d}.json", "tokenizer.pkl")
         record.artifact({f"checkpoints/{name}": self.folder / name for name in files})
         record.finish()
         return figures | {"step": self.step, "checkpoint": str(self.folder)}
