@@ -1,0 +1,449 @@
+"""Train a base model on texts.
+
+    python -m scripts.base_train --depth=12
+    torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=20
+
+Ctrl-C saves the step that was reached; `--resume_from_step` goes on from a saved one, with the
+same batches and to the same weights as if nothing had happened.
+"""
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from nanochat import cli
+from nanochat.checkpoint_manager import (
+    load_checkpoint,
+    load_optimizers,
+    model_from,
+    save_checkpoint,
+)
+from nanochat.common import (
+    Refused,
+    StopRequest,
+    Tracker,
+    compute_init,
+    get_base_dir,
+    print0,
+    tracker,
+)
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.loss_eval import evaluate_bpb
+from torch import Tensor
+from tqdm import tqdm
+
+MOMENTUM_START, MOMENTUM_END, MOMENTUM_STEPS = 0.85, 0.95, 300
+SMOOTHING = 0.9
+UNTIMED_STEPS = 11
+"""Steps whose time is not counted: they compile and warm up."""
+
+PEAK_FLOPS = 989e12
+"""Of one H100 in bfloat16, against which utilisation is stated."""
+
+PROMPTS = (
+    "The capital of France is",
+    "The chemical symbol of gold is",
+    "If yesterday was Friday, then tomorrow will be",
+    "The opposite of hot is",
+    "The planets of the solar system are:",
+    "My favorite color is",
+    "If 5*x + 3 = 13, then x is",
+)
+
+Batches = Iterator[tuple[Tensor, Tensor, Any]]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a base model; flags and defaults are the reference's.
+
+    `model_dim`, `head_dim` and `tie_embeddings` may override what the depth says. CORE is not
+    evaluated here, so its flag is off.
+    """
+
+    run: str = "dummy"
+    device_type: str = ""
+    depth: int = 20
+    max_seq_len: int = 2048
+    model_dim: int | None = None
+    head_dim: int | None = None
+    tie_embeddings: bool = False
+    num_iterations: int = -1
+    target_flops: float = -1.0
+    target_param_data_ratio: int = 20
+    device_batch_size: int = 32
+    total_batch_size: int = 524288
+    embedding_lr: float = 0.2
+    unembedding_lr: float = 0.004
+    weight_decay: float = 0.0
+    matrix_lr: float = 0.02
+    grad_clip: float = 1.0
+    warmup_ratio: float = 0.0
+    warmdown_ratio: float = 0.2
+    final_lr_frac: float = 0.0
+    resume_from_step: int = -1
+    eval_every: int = 250
+    eval_tokens: int = 20 * 524288
+    core_metric_every: int = -1
+    sample_every: int = 2000
+    save_every: int = -1
+    model_tag: str = ""
+
+    @property
+    def tag(self) -> str:
+        """The name of the checkpoint folder."""
+        return self.model_tag or f"d{self.depth}"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where tokens come from.
+
+    Args:
+        vocab_size: How many there are.
+        token_bytes: The bytes that each stands for.
+        train: Batches after a state (None: from the start), each with its own state.
+        split: Batches of `train` or `val` from the start.
+        tokenizer: Reads and writes text; None: no samples are drawn.
+    """
+
+    vocab_size: int
+    token_bytes: Tensor
+    train: Callable[[Any], Batches]
+    split: Callable[[str], Iterator[tuple[Tensor, Tensor]]]
+    tokenizer: Any = None
+
+
+def texts(rows: int, length: int, device: torch.device) -> Data:
+    """The pretraining shards and the tokenizer of the base folder."""
+    from nanochat.dataloader import (
+        tokenizing_distributed_data_loader,
+        tokenizing_distributed_data_loader_with_state,
+    )
+    from nanochat.tokenizer import get_token_bytes, get_tokenizer
+
+    tokenizer = get_tokenizer()
+    return Data(
+        tokenizer.get_vocab_size(),
+        get_token_bytes(device),
+        lambda state: tokenizing_distributed_data_loader_with_state(
+            rows, length, "train", device=device, resume_state_dict=state
+        ),
+        lambda split: tokenizing_distributed_data_loader(rows, length, split, device=device),
+        tokenizer,
+    )
+
+
+def iterations(config: Config, params: int, flops_per_token: int) -> int:
+    """How many steps: as given, else so many operations, else so many tokens a parameter."""
+    if config.num_iterations > 0:
+        return config.num_iterations
+    if config.target_flops > 0:
+        return round(config.target_flops / (flops_per_token * config.total_batch_size))
+    if config.target_param_data_ratio > 0:
+        return config.target_param_data_ratio * params // config.total_batch_size
+    raise Refused("give --num_iterations, --target_flops or --target_param_data_ratio")
+
+
+def lr_multiplier(config: Config, step: int, last: int) -> float:
+    """Linear warm-up, constant, linear warm-down to `final_lr_frac` at the last step."""
+    warmup, warmdown = (round(r * last) for r in (config.warmup_ratio, config.warmdown_ratio))
+    if step < warmup:
+        return (step + 1) / warmup
+    if step <= last - warmdown:
+        return 1.0
+    progress = (last - step) / warmdown
+    return progress + (1 - progress) * config.final_lr_frac
+
+
+def muon_momentum(step: int) -> float:
+    """From 0.85 to 0.95 over the first 300 steps."""
+    part = min(step / MOMENTUM_STEPS, 1.0)
+    return (1 - part) * MOMENTUM_START + part * MOMENTUM_END
+
+
+def accumulation(config: Config, world: int) -> int:
+    """Micro-batches a step.
+
+    Raises:
+        Refused: They do not add up to the total batch size.
+    """
+    tokens = config.device_batch_size * config.max_seq_len * world
+    if tokens < 1 or config.total_batch_size % tokens:
+        raise Refused(
+            f"--total_batch_size={config.total_batch_size} is no multiple of the {tokens} tokens of "
+            f"a micro-batch (device_batch_size x max_seq_len x {world} processes); change one"
+        )
+    return config.total_batch_size // tokens
+
+
+@dataclass
+class Loop:
+    """What goes on from step to step, beside weights and optimizers."""
+
+    step: int = 0
+    data_state: Any = None
+    val_bpb: float | None = None
+    min_val_bpb: float = math.inf
+    smooth_train_loss: float = 0.0
+    total_training_time: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Training:
+    """A base model in training."""
+
+    config: Config
+    data: Data
+    device: torch.device
+    rank: int
+    world: int
+    model: GPT
+    optimizers: list[torch.optim.Optimizer]
+    loop: Loop
+    last: int
+    record: Tracker
+
+    def __post_init__(self):
+        on_gpu = self.device.type == "cuda"
+        self.forward: Any = torch.compile(self.model, dynamic=False) if on_gpu else self.model
+        self.batches = self.data.train(self.loop.data_state)
+        self.accumulation = accumulation(self.config, self.world)
+
+    @property
+    def folder(self) -> Path:
+        return Path(get_base_dir(), "base_checkpoints", self.config.tag)
+
+    def run(self) -> None:
+        """Every step up to the last; evaluation, saving and samples come before a step's update."""
+        config, start = self.config, self.loop.step
+        bar = tqdm(
+            total=self.last, initial=start, desc="base_train", disable=True if self.rank else None
+        )
+        with StopRequest() as stop, bar:
+            while True:
+                step, ends = self.loop.step, self.loop.step == self.last
+                if config.eval_every > 0 and (ends or step % config.eval_every == 0):
+                    self.evaluate()
+                due = config.save_every > 0 and step % config.save_every == 0 and step > start
+                if ends or due:
+                    self.save()
+                if config.sample_every > 0 and step and (ends or step % config.sample_every == 0):
+                    self.sample()
+                if ends:
+                    return
+                self.update(bar)
+                if stop.asked(self.device) and self.loop.step < self.last:
+                    self.save()
+                    print0(f"Go on with --resume_from_step={self.loop.step}")
+                    raise KeyboardInterrupt
+
+    def update(self, bar: tqdm) -> None:
+        """One step of training."""
+        started, loop, config = time.perf_counter(), self.loop, self.config
+        for _ in range(self.accumulation):
+            inputs, targets, loop.data_state = next(self.batches)
+            loss = self.forward(inputs, targets)
+            (loss / self.accumulation).backward()
+        if config.grad_clip > 0:  # of each process by itself, before gradients are averaged
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        multiplier = lr_multiplier(config, loop.step, self.last)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * multiplier
+                if "momentum" in group:
+                    group["momentum"] = muon_momentum(loop.step)
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        value = loss.item()
+        loop.losses.append(value)
+        loop.smooth_train_loss = SMOOTHING * loop.smooth_train_loss + (1 - SMOOTHING) * value
+        shown = loop.smooth_train_loss / (1 - SMOOTHING ** (loop.step + 1))
+        seconds = time.perf_counter() - started
+        if loop.step >= UNTIMED_STEPS:
+            loop.total_training_time += seconds
+        loop.step += 1
+        speed = config.total_batch_size / seconds
+        use = self.model.estimate_flops() * speed / (PEAK_FLOPS * self.world)
+        self.record.log(
+            {
+                "step": loop.step,
+                "train/loss": shown,
+                "train/lrm": multiplier,
+                "train/dt": seconds,
+                "train/tok_per_sec": speed,
+                "train/mfu": 100 * use,
+                "total_training_time": loop.total_training_time,
+            }
+        )
+        bar.set_postfix(loss=f"{shown:.4f}", tokens_per_s=f"{speed:,.0f}", mfu=f"{use:.1%}")
+        bar.update()
+
+    def evaluate(self) -> None:
+        """Bits per byte of the validation texts."""
+        config, loop = self.config, self.loop
+        steps = config.eval_tokens // (config.device_batch_size * config.max_seq_len * self.world)
+        self.model.eval()
+        loop.val_bpb = evaluate_bpb(
+            self.forward, self.data.split("val"), max(1, steps), self.data.token_bytes
+        )
+        self.model.train()
+        loop.min_val_bpb = min(loop.min_val_bpb, loop.val_bpb)
+        self.record.log({"step": loop.step, "val/bpb": loop.val_bpb})
+        print0(f"Step {loop.step}: validation {loop.val_bpb:.4f} bits per byte")
+
+    def sample(self) -> None:
+        """How the model completes seven fixed prompts, at temperature 0."""
+        if self.data.tokenizer is None or self.rank:
+            return
+        from nanochat.engine import Engine
+
+        engine = Engine(self.model, self.data.tokenizer)
+        self.model.eval()
+        for prompt in PROMPTS:
+            ids = self.data.tokenizer(prompt, prepend="<|bos|>")
+            samples, _ = engine.generate_batch(ids, num_samples=1, max_tokens=16, temperature=0)
+            print0(self.data.tokenizer.decode(samples[0]))
+        self.model.train()
+
+    def save(self) -> None:
+        """Write weights, states and meta of the step that has been reached."""
+        loop, config = self.loop, self.config
+        states: list[Any] = [loop.data_state]
+        if self.world > 1:
+            states = [None] * self.world
+            dist.all_gather_object(states, loop.data_state)
+        meta = {
+            "step": loop.step,
+            "val_bpb": loop.val_bpb,
+            "model_config": dataclasses.asdict(self.model.config),
+            "user_config": {k: v for k, v in vars(config).items() if v is not None},
+            "device_batch_size": config.device_batch_size,
+            "max_seq_len": config.max_seq_len,
+            "dataloader_state_dict": states[0],
+            "dataloader_state_dicts": states,
+            "loop_state": {
+                "min_val_bpb": loop.min_val_bpb,
+                "smooth_train_loss": loop.smooth_train_loss,
+                "total_training_time": loop.total_training_time,
+            },
+        }
+        optimizers = None if self.rank else [o.state_dict() for o in self.optimizers]
+        save_checkpoint(
+            self.folder, loop.step, self.model.state_dict(), optimizers, meta, self.rank
+        )
+
+    def hand_on(self) -> None:
+        """Upload the last step and its tokenizer as the model of this stage."""
+        step, tokenizer = self.loop.step, Path(get_base_dir(), "tokenizer")
+        names = (f"model_{step:06d}.pt", f"meta_{step:06d}.json")
+        files = {f"checkpoints/{name}": self.folder / name for name in names}
+        self.record.artifact(files | ({"tokenizer": tokenizer} if tokenizer.is_dir() else {}))
+
+
+def prepare(config: Config, data: Data | None) -> Training:
+    """Device, data, model and optimizers of a run, fresh or from the step to resume from.
+
+    Raises:
+        Refused: The flags do not fit each other, the machine, or the checkpoint.
+    """
+    if config.core_metric_every > 0:
+        raise Refused("CORE is not evaluated here; leave --core_metric_every at -1")
+    _, rank, _, world, device = compute_init(config.device_type)
+    accumulation(config, world)
+    data = data or texts(config.device_batch_size, config.max_seq_len, device)
+    shape = GPTConfig.from_depth(
+        config.depth,
+        sequence_len=config.max_seq_len,
+        vocab_size=data.vocab_size,
+        model_dim=config.model_dim,
+        head_dim=config.head_dim,
+        tie_embeddings=config.tie_embeddings,
+    )
+    loop, states = Loop(), None
+    if config.resume_from_step >= 0:
+        model, loop, states = resumed(config, shape, device, rank, world)
+    else:
+        with torch.device("meta"):
+            model = GPT(shape)
+        model.to_empty(device=device)
+        model.init_weights()
+    optimizers = model.setup_optimizers(
+        config.unembedding_lr, config.embedding_lr, config.matrix_lr, config.weight_decay
+    )
+    if states is not None:
+        load_optimizers(optimizers, states, f"step {loop.step} of {config.tag}")
+    params, flops = sum(model.num_params().values()), model.estimate_flops()
+    last = iterations(config, params, flops)
+    print0(f"{params:,} parameters, {flops:,} operations per token, {last:,} steps of")
+    print0(f"{config.total_batch_size:,} tokens in {accumulation(config, world)} micro-batches")
+    if loop.step > last:
+        raise Refused(f"step {loop.step} is beyond the last, {last}; raise --num_iterations")
+    record = tracker("base", config.run, vars(config))
+    return Training(config, data, device, rank, world, model, optimizers, loop, last, record)
+
+
+def resumed(
+    config: Config, shape: GPTConfig, device: torch.device, rank: int, world: int
+) -> tuple[GPT, Loop, Any]:
+    """Model, loop and optimizer states of the step to resume from."""
+    folder, step = Path(get_base_dir(), "base_checkpoints", config.tag), config.resume_from_step
+    weights, states, meta = load_checkpoint(folder, step, device, load_optimizer=True, rank=rank)
+    model = model_from(weights, meta, f"step {step} in {folder}")
+    if model.config != shape:
+        raise Refused(f"step {step} in {folder} is a model of another shape; give its own flags")
+    model.train()
+    positions = meta.get("dataloader_state_dicts") or []
+    own = len(positions) == world
+    kept = meta["loop_state"]
+    print0(f"Resuming from step {step} in {folder}")
+    loop = Loop(
+        step,
+        positions[rank] if own else meta["dataloader_state_dict"],
+        meta["val_bpb"],
+        kept["min_val_bpb"],
+        kept["smooth_train_loss"],
+        kept["total_training_time"],
+    )
+    return model, loop, states
+
+
+def main(config: Config, data: Data | None = None) -> dict[str, Any]:
+    """Train; what came of it. `data` stands in for the pretraining texts.
+
+    Raises:
+        Refused: The run cannot be made, or it does not fit into memory.
+        KeyboardInterrupt: It was asked to stop, and saved the step that it had reached.
+    """
+    try:
+        training = prepare(config, data)
+        try:
+            training.run()
+            training.hand_on()
+        finally:
+            training.record.finish()
+    except torch.OutOfMemoryError:
+        n = config.device_batch_size
+        lower = f"--device_batch_size={n // 2}" if n > 1 else "--max_seq_len or --depth"
+        same = "; accumulation keeps the total batch size" if n > 1 else ""
+        raise Refused(f"out of memory with {n} rows at a time; lower {lower}{same}") from None
+    loop = training.loop
+    return {
+        "step": loop.step,
+        "val_bpb": loop.val_bpb,
+        "min_val_bpb": loop.min_val_bpb,
+        "losses": loop.losses,
+        "checkpoint": str(training.folder),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, Config))

@@ -1,0 +1,1 @@
+"""What models are taught and asked: sets of conversations."""
