@@ -8,7 +8,6 @@ import pytest
 from fractal_core import Axis, Refused, Region, Store, Sweep, TinyNetworks, history, machine, plots
 from fractal_core.dimension import dimension_in_time
 from fractal_core.local import LocalCrew
-from fractal_core.outcome import is_trainable
 
 EXPERIMENT = TinyNetworks(samples=4, steps=120, window=5)
 REGION = Region(Axis("lr_input", 1.0, 1e4, 24), Axis("lr_output", 1.0, 1e4, 16))
