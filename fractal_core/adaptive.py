@@ -84,13 +84,15 @@ class Refined:
         """How much is inferred, and how much of that may be wrong; empty if all is measured."""
         if not self.inferred.any():
             return ""
-        share = f"{self.inferred.mean():.1%} of the points are inferred from their surroundings"
+        share = (
+            f"{100 * self.inferred.mean():.1f} % of the points are inferred from their surroundings"
+        )
         if self.audit is None:
             return f"{share}; no audit says how many of them are wrong"
         audit = self.audit
         return (
             f"{share}; {audit.surprises} of {audit.probes} audited ones were wrong, so with 95 % "
-            f"confidence at most {audit.bound:.2%} of them are"
+            f"confidence at most {100 * audit.bound:.2f} % of them are"
         )
 
 

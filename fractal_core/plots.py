@@ -86,7 +86,13 @@ def time_figure(
             ends = np.array([(d.low, d.value, d.high) for _, d in known], float)
             above.fill_between(steps, ends[:, 0], ends[:, 2], color=BAND, label="95 % interval")
             above.plot(steps, ends[:, 1], "o-", color=OURS, ms=3, lw=1, label="box counts")
-            above.legend(frameon=False, fontsize=SMALL)
+            above.legend(
+                loc="lower center",
+                bbox_to_anchor=(0.5, 1.0),
+                ncols=2,
+                frameon=False,
+                fontsize=SMALL,
+            )
         else:
             above.text(0.5, 0.5, "no length gives a dimension", ha="center", size=NORMAL)
         above.set_ylabel("dimension D", size=NORMAL)
@@ -170,7 +176,7 @@ def _profile(axes: Axes, found: Roughness) -> None:
         handles += [Line2D([], [], ls=dashes, color=colour, lw=0.8, label=name)] if lines else []
     if len(ours.scales):
         at = ours.scales / unit
-        axes.fill_between(at, ours.low, ours.high, color=BAND, lw=0, zorder=3)
+        axes.fill_between(at, ours.low, ours.high, color=BAND, lw=0, zorder=1)
         handles[:0] = axes.plot(
             at, ours.slopes, "o-", color=OURS, ms=2.5, lw=1.2, zorder=4,
             label="this map, 95 % interval",

@@ -1,11 +1,14 @@
 """Maps that compute only their boundary: what they save, what they miss, and who notices."""
 
+import json
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from fractal_core import Axis, Outcomes, Refused, Region, Store, Sweep, adaptive, worker
+from fractal_core import Axis, Outcomes, Refused, Region, Store, Sweep, adaptive, survey, worker
 from fractal_core.agenda import Exit, Order
 from fractal_core.machine import Slot
 from fractal_core.outcome import Outcome
@@ -115,7 +118,6 @@ def test_the_audit_catches_islands_that_refinement_misses(tmp_path, monkeypatch)
     wrong = (found.outcome.data != truth) & found.inferred
     assert wrong.sum() <= found.audit.bound * found.audit.settled
     assert wrong.sum() < 0.1 * plain_wrong.sum()
-    print(f"{plain_wrong.sum()} points wrong without, {wrong.sum()} with {found.audit}")
     assert adaptive.audited(store, store.image()).audit == found.audit
 
 
@@ -152,8 +154,6 @@ def test_refining_again_computes_nothing_and_the_rest_can_be_run(tmp_path):
     assert again.audit == first.audit
     _, trained = refine(store, probes=200)
     assert trained >= 200
-    from fractal_core import survey
-
     survey.lattice(store, 0, lambda s: Here(s, []), lambda *_: None)
     whole = adaptive.audited(store, store.image())
     assert not whole.inferred.any()
@@ -177,3 +177,35 @@ def test_what_was_lost_is_missing_and_not_inferred(tmp_path):
         adaptive.refined(fresh, fresh.image())
     with pytest.raises(Refused, match="at least 1"):
         refine(store, probes=0)
+
+
+def test_the_commands_say_what_is_inferred(tmp_path):
+    """refine prints the bound, show writes it below, dim measures only what was audited."""
+
+    def fractal(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "fractal_core", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    settings = "--steps 30 --set samples=4 arrays=seeded --grid 96 128"
+    assert fractal("new", "run", *settings.split()).returncode == 0
+    refused = fractal("dim", "run")
+    assert refused.returncode == 2
+    assert "points are missing" in refused.stderr
+    answer = fractal("refine", "run", "--probes", "60", "--json")
+    assert answer.returncode == 0, answer.stderr
+    report = json.loads(answer.stdout)
+    assert report["measured"] < report["points"] == 96 * 128
+    assert report["inferred"]["audit"]["wrong_at_most"] < 0.06
+    drawn = fractal("show", "run", "--out", "map.svg", "--quantity", "outcome")
+    assert drawn.returncode == 0, drawn.stderr
+    answer = fractal("dim", "run", "--json")
+    assert json.loads(answer.stdout)["inferred"] == report["inferred"]
+    (tmp_path / "run" / "adaptive.json").write_text('{"audits": []}')
+    refused = fractal("dim", "run")
+    assert refused.returncode == 2
+    assert "never audited" in refused.stderr
