@@ -74,7 +74,7 @@ class Config:
 def mixtures(data: str) -> tuple[Task, Task, dict[str, Task]]:
     """What is learned, what is for validation, and what is asked for metrics, by name."""
     if data == "builtin":
-        spelling = [SimpleSpelling(100, s, words=WORDS) for s in ("train", "test")]
+        spelling = [SimpleSpelling(300, s, words=WORDS) for s in ("train", "test")]
         train = TaskMixture([Kinds(), Kinds(), Sums(), Sums(), Talk(200), spelling[0]])
         held_out = {"kinds": Kinds("test"), "sums": Sums("test")}
         return train, TaskMixture([*held_out.values(), Talk(20, "test"), spelling[1]]), held_out
@@ -270,7 +270,8 @@ class Tuning:
             figures["val_loss"] = loss
             print0(f"Step {self.step}: validation loss {loss:.4f}")
         every = config.eval_metrics_every
-        if last or (every > 0 and self.step and self.step % every == 0):
+        due = last or (every > 0 and self.step and self.step % every == 0)
+        if due and config.eval_metrics_max_problems > 0:
             engine = Engine(self.model, self.tokenizer)
             for name, task in asked.items():
                 right, count = accuracy(engine, task, config.eval_metrics_max_problems)

@@ -1,7 +1,7 @@
 """The whole way from texts to a chat on two cores, without a network, in a few minutes.
 
     python -m scripts.tiny
-    python -m scripts.tiny --documents=1500 --base_steps=60 --sft_steps=60     a smaller one
+    python -m scripts.tiny --documents=400 --max_seq_len=64 --base_steps=100 --sft_steps=160      a smaller one
 
 The built-in corpus is written, a tokenizer learned from it, a base model trained and fine-tuned,
 and a question asked. Two things must come out: the base model predicts held-out texts better than
@@ -141,7 +141,7 @@ def _stages(config: Config) -> dict[str, Any]:
             device_batch_size=config.device_batch_size,
             target_examples_per_step=config.device_batch_size,
             num_iterations=config.sft_steps,
-            init_lr_frac=0.2,
+            init_lr_frac=0.5,
             eval_every=-1,
             eval_steps=4,
             eval_metrics_every=-1,
