@@ -317,9 +317,17 @@ def test_a_run_outlives_its_tab(app, tab):
         says(page, "status", "^stopped: [1-9]")
 
 
+@pytest.fixture
+def fresh_editor(runs) -> Iterator[Server]:
+    """One that nobody has looked at: a tab in an editor joins the session that is there."""
+    with served(runs, "edit") as server:
+        yield server
+
+
 @pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.faults)])
-def test_a_run_outlives_its_kernel(editor, tab, times):
+def test_a_run_outlives_its_kernel(fresh_editor, tab, times):
     """Interrupted and restarted, the kernel takes nothing along; a new one finds the run."""
+    editor = fresh_editor
     store = make(editor.root, f"kernel-{times}", long(300 + times), whole=False)
     wanted: dict[str, str] = {}
 
