@@ -13,10 +13,10 @@ KINDS = {
     "bird": "robin sparrow heron finch magpie starling kestrel pelican puffin raven swallow wren",
     "fish": "salmon trout herring mackerel sardine tuna perch carp haddock halibut minnow eel",
     "tree": "maple birch willow poplar cedar larch beech chestnut hawthorn juniper rowan spruce",
-    "tool": "hammer chisel wrench spanner pliers mallet ladder shovel sickle trowel drill saw",
+    "tool": "hammer chisel wrench spanner axe mallet ladder shovel sickle trowel drill saw",
     "fruit": "apple banana cherry mango papaya peach plum quince raisin tangerine pear fig",
-    "metal": "copper nickel silver cobalt titanium tungsten chromium zinc iron lead tin gold",
-    "garment": "jacket sweater trousers mitten scarf bonnet apron glove sandal slipper coat vest",
+    "vehicle": "tram lorry canoe bicycle tractor ferry wagon sledge yacht scooter train van",
+    "garment": "jacket sweater shirt mitten scarf bonnet apron glove sandal slipper coat vest",
     "instrument": "violin trumpet flute clarinet bassoon banjo guitar piano tuba harp cello drum",
 }
 THINGS = {thing: kind for kind, things in KINDS.items() for thing in things.split()}

@@ -42,7 +42,7 @@ class Config:
     base_dir: str = ""
     device_type: str = "cpu"
     documents: int = 4000
-    vocab_size: int = 1024
+    vocab_size: int = 768
     depth: int = 2
     max_seq_len: int = 128
     device_batch_size: int = 16
