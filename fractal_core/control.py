@@ -106,7 +106,8 @@ def stop(path: Path, patience: float = 20.0) -> bool:
         deadline = time.monotonic() + wait
         while time.monotonic() < deadline:
             now = holders(path)
-            if not any(now.get(suffix) == holder for suffix, holder in found.items()):
+            # One that is about to let go of its lock has no name any more.
+            if not any(now.get(suffix) in (holder, 0) for suffix, holder in found.items()):
                 return bool(found)
             time.sleep(0.02)
     return False

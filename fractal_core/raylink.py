@@ -20,6 +20,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else Ray copies the folder we are in to every node
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # we hear of them in other ways
+    "RAY_TQDM_PATCH_PRINT": "0",  # `print` is not Ray's to replace
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # of the native part, which writes to the standard error
 }
 STORE_BYTES = 80 * 2**20
