@@ -98,8 +98,7 @@ def run_here(store: Store) -> Iterator[Exit]:
             order = Order(unit, unit.size)
             try:
                 outcomes = worker.train(store.sweep, store.points(unit))
-            except Exception as error:
-                # Nothing is swallowed: the note is for `fractal status`, the error goes on up.
+            except Exception as error:  # noted for `fractal status`, and raised again
                 store.fail(unit, worker.in_words(error), text=traceback.format_exc())
                 raise
             seconds = time.perf_counter() - started
@@ -192,8 +191,8 @@ class _Desk:
                 exit = self.agenda.settle(self.crew.do(slot, order))
                 self.busy.pop(slot.index, None)
                 self.news.put(exit)
-        except BaseException as error:  # noqa: BLE001
-            self.news.put(error)  # raised again in the thread that works at the desk
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever works at the desk
+            self.news.put(error)
         finally:
             self.news.put(slot)
 

@@ -174,10 +174,9 @@ def _fork(path: Path, environment: dict[str, str], orders: int, answers: int, lo
         os.environ.clear()
         os.environ.update(environment)
         code = worker.serve(path, 3, 4)
-    except BaseException:  # noqa: BLE001
+    except BaseException:  # noqa: BLE001 - a copy must end here and not go on as its parent
         traceback.print_exc()
     finally:
-        # Whatever happened, a copy must not go on as its parent.
         sys.stderr.flush()
         os._exit(code)
 

@@ -67,7 +67,7 @@ def look(store: Store, which: Which, runs: int, seed: int, hire: Hire, tell: Tel
     asked = {"rerun": points, "ulp": nudged(points, seed, dtype, (x, y))}
     found = survey.of_kinds(store, asked, hire, tell)
     if (other := OTHER.get(dtype)) is not None:
-        experiment: Any = replace(sweep.experiment, dtype=other)  # pyright: ignore
+        experiment: Any = replace(sweep.experiment, dtype=other)  # pyright: ignore - a protocol cannot say dataclass
         elsewhere = Store.create(store.path / other, Sweep(experiment, sweep.grid, sweep.seed))
         found |= survey.of_kinds(elsewhere, {"dtype": rounded(points, other)}, hire, tell)
     mine = np.ma.getdata(labels)[rows, cols]

@@ -150,8 +150,7 @@ def _answer(
             os.dup2(log, 1)
             os.dup2(log, 2)
             code = work(["run", str(path), *options])
-        except BaseException:  # noqa: BLE001
-            # A forked child must end here whatever happened, or it would serve beside its parent.
+        except BaseException:  # noqa: BLE001 - a fork must end here, or it would serve as well
             traceback.print_exc()
         finally:
             sys.stdout.flush()

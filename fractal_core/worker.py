@@ -110,8 +110,7 @@ def serve(path: Path, source: int, sink: int) -> int:
     try:
         store = experiments.open_run(path)
         provenance = machine.describe()
-    except Exception as error:  # noqa: BLE001
-        # Whatever it is, the supervisor must hear of it.
+    except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must hear of it
         traceback.print_exc()
         answers.say(error=in_words(error), code=code_of(error))
         return code_of(error)
@@ -119,8 +118,7 @@ def serve(path: Path, source: int, sink: int) -> int:
     while (order := orders.get()) is not None:
         try:
             answers.say(unit=order["unit"], **_work(store, order, provenance, answers))
-        except Exception as error:  # noqa: BLE001
-            # The same; a process in which something went wrong is not used again.
+        except Exception as error:  # noqa: BLE001 - it is told, and this process not used again
             traceback.print_exc()
             answers.say(unit=order["unit"], error=in_words(error), code=code_of(error))
             return code_of(error)

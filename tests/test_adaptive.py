@@ -83,8 +83,7 @@ def made(path, islands: int, block: int = 32) -> tuple[Store, np.ndarray]:
 
 def refine(store: Store, **options) -> tuple[adaptive.Refined, int]:
     counts: list[int] = []
-    quiet = lambda name, done, total: None  # noqa: E731
-    found = adaptive.refine(store, lambda s: Here(s, counts), quiet, **options)
+    found = adaptive.refine(store, lambda s: Here(s, counts), lambda *_: None, **options)
     return found, sum(counts)
 
 

@@ -115,8 +115,9 @@ def browser():
         try:
             found = stack.enter_context(zoom.chromium())
         except Refused as error:
-            # Where nobody reads what was skipped, a missing browser is a failure.
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
+            if os.environ.get("CI"):  # where nobody reads what was skipped
+                pytest.fail(str(error))
+            pytest.skip(str(error))  # a browser is no part of what `uv sync` brings
         yield found
 
 

@@ -213,7 +213,7 @@ def watch(tmp_path: Path, rows: int, cols: int, readers: int = 10) -> None:
                 assert told <= count
                 seen, told, shown = done, count, image
                 looks.append(done)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001 - asserted on below, in the test's own thread
             wrong.append(error)
 
     threads = [threading.Thread(target=read) for _ in range(readers)]
@@ -254,6 +254,7 @@ def small_disk(tmp_path):
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)]
     if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        # The same is tested below without that right, by a limit on the size of files.
         pytest.skip("mounting takes a right that this process does not have")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)

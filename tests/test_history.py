@@ -26,7 +26,10 @@ def test_a_long_run_knows_the_labels_of_shorter_ones(tmp_path, exit):
     """They are those of runs that were trained no longer, to the last point."""
     sweep = Sweep.over(replace(EXPERIMENT, exit=exit), REGION)
     store = Store.create(tmp_path / "run", sweep)
-    hire = lambda s: LocalCrew(s.path, machine.slots(("cpu",)))  # noqa: E731
+
+    def hire(store: Store) -> LocalCrew:
+        return LocalCrew(store.path, machine.slots(("cpu",)))
+
     lengths, found = history.outcomes_in_time(store, 4, hire, lambda *_: None)
     assert lengths == (10, 23, 52, 120)
     rows, cols = np.divmod(np.arange(16 * 24), 24)

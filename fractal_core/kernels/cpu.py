@@ -184,7 +184,7 @@ def _kernel(variant: Variant, minibatch: bool) -> tuple[Any, tuple]:
                 if drifting:
                     _drift(memory, lanes, inner, at + 3 * lanes)
                 loss[:] = 0
-                _rows(  # pyright: ignore[reportCallIssue]
+                _rows(  # pyright: ignore[reportCallIssue] - an intrinsic leaves the context out
                     every, 0, len(samples), samples, inputs, targets, factors, table, memory
                 )
                 loss *= factors[2]

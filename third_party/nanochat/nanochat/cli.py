@@ -33,7 +33,7 @@ def config_from(kind: type[C], argv: Sequence[str] | None = None) -> C:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type] - `type[C]` does not say that it is a dataclass
     given: dict[str, object] = {}
     while words:
         word = words.pop(0)

@@ -177,7 +177,7 @@ def tracker(stage: str, run: str, config: dict[str, Any], project: str = "nanoch
             entity=os.environ.get("WANDB_ENTITY") or None,
             name=f"{run}-{stage}",
             config=config,
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,  # type: ignore[arg-type] - the environment's word, which wandb checks
             dir=get_base_dir(),
         ),
     )

@@ -96,7 +96,7 @@ class RustBPETokenizer:
                 f"a vocabulary of {vocab_size} has no room for 256 bytes and "
                 f"{len(SPECIAL_TOKENS)} special tokens; ask for {256 + len(SPECIAL_TOKENS)} or more"
             )
-        trained = rustbpe.Tokenizer()  # type: ignore[attr-defined]
+        trained = rustbpe.Tokenizer()  # type: ignore[attr-defined] - compiled, without stubs
         trained.train_from_iterator(text_iterator, mergeable, pattern=SPLIT_PATTERN)
         ranks = {bytes(piece): rank for piece, rank in trained.get_mergeable_ranks()}
         special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
