@@ -64,21 +64,21 @@ Verdict = Literal["resolved", "unresolved", "no boundary"]
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """Local slopes D(eps) between neighbouring box sizes, as counted.
+    """The dimension scale by scale, D(eps), from a few neighbouring scales at a time.
 
-    The smallest sizes read low, by about (2 - D) `Dimension.unseen` / size.
+    Where a boundary is one fractal over the whole range it is flat.
 
     Args:
-        scales: Middle of each pair of sizes, in decades of the hyperparameters, increasing.
-        slopes: D(eps).
+        eps: Middle of each window of scales, in decades of the hyperparameters, increasing.
+        dimension: D of the window; NaN where it says nothing.
         low: Lower ends of their 95 % bootstrap intervals.
         high: Upper ends.
     """
 
-    scales: Float64[np.ndarray, " slopes"]
-    slopes: Float64[np.ndarray, " slopes"]
-    low: Float64[np.ndarray, " slopes"]
-    high: Float64[np.ndarray, " slopes"]
+    eps: Float64[np.ndarray, " windows"]
+    dimension: Float64[np.ndarray, " windows"]
+    low: Float64[np.ndarray, " windows"]
+    high: Float64[np.ndarray, " windows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,8 @@ class Dimension:
             with the same of a null. None where no fit is possible.
         decades: Smallest and largest box that may be fitted, in decades of the hyperparameters;
             None if there is no such box.
-        profile: The local slopes at those sizes.
+        profile: The slopes between neighbouring sizes, as counted: the smallest read low, by about
+            (2 - D) `unseen` / size.
         counts: The gliding box counts at all sizes.
         edge_density: Share of the cells that hold both labels.
         neighbour_correlation: 1 smooth to 0 coin flips, near the boundary.
@@ -194,8 +195,8 @@ def _profile(counts: Counts, draws: np.ndarray, pitch: float) -> Profile:
     steps = np.diff(np.log(counts.sizes))
     low, high = np.percentile(2 - np.diff(draws) / steps, [2.5, 97.5], axis=0)
     return Profile(
-        scales=np.sqrt(counts.sizes[1:] * counts.sizes[:-1]) * pitch,
-        slopes=2 - np.diff(np.log(counts.counts / counts.boxes)) / steps,
+        eps=np.sqrt(counts.sizes[1:] * counts.sizes[:-1]) * pitch,
+        dimension=2 - np.diff(np.log(counts.counts / counts.boxes)) / steps,
         low=low,
         high=high,
     )

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from fractal_core.dimension import Profile
 from fractal_core.errors import Refused
 from fractal_core.plane import Grid, Region
 from fractal_core.seeing import Rate, finest, length_of, rate_interval, require_real, rounded
@@ -189,25 +190,6 @@ def partners(
 
 
 @dataclass(frozen=True, eq=False)
-class Profile:
-    """The dimension scale by scale: fits to a few neighbouring distances at a time.
-
-    Where the boundary is one fractal over the whole range it is flat. NaN where flips are too few.
-
-    Args:
-        eps: Middle of each window of distances.
-        dimension: D of the window.
-        low: Lower end of its 95% interval.
-        high: Upper end.
-    """
-
-    eps: Float64[np.ndarray, " windows"]
-    dimension: Float64[np.ndarray, " windows"]
-    low: Float64[np.ndarray, " windows"]
-    high: Float64[np.ndarray, " windows"]
-
-
-@dataclass(frozen=True, eq=False)
 class PairsDimension:
     """A dimension from pairs of runs, with all that a plot of it shows.
 
@@ -222,7 +204,7 @@ class PairsDimension:
         flips_high: Upper end.
         used: The distances that the fit used: all but those whose flips a rerun may explain.
         fit: The fitted share at every distance; NaN if there is no fit.
-        profile: D scale by scale.
+        profile: D of each `WINDOW` neighbouring distances; NaN where flips are too few.
         bases: Number of base points.
         rerun: The floor of the labels themselves: flips at no distance; None if not tried.
         ulp: Flips at one unit in the last place; None if not tried.

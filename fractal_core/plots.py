@@ -162,23 +162,23 @@ def _profile(axes: Axes, found: Roughness) -> None:
     nulls = [(COINS, ":", "coin flips", found.coins)]
     for dashes, (name, drawn) in zip(("--", "-."), found.curves.items(), strict=True):
         nulls.append((NULL, dashes, name, drawn))
-    scales = np.concatenate([ours.scales, *(d.profile.scales for *_, ds in nulls for d in ds)])
+    scales = np.concatenate([ours.eps, *(d.profile.eps for *_, ds in nulls for d in ds)])
     power = int(np.floor(np.log10(scales.min()))) if len(scales) else 0
     power = power if power < -2 else 0
     unit = 10.0**power
     handles = []
     for colour, dashes, name, drawn in nulls:
         lines = [
-            axes.plot(d.profile.scales / unit, d.profile.slopes, dashes, color=colour, lw=0.8)
+            axes.plot(d.profile.eps / unit, d.profile.dimension, dashes, color=colour, lw=0.8)
             for d in drawn
-            if len(d.profile.scales)
+            if len(d.profile.eps)
         ]
         handles += [Line2D([], [], ls=dashes, color=colour, lw=0.8, label=name)] if lines else []
-    if len(ours.scales):
-        at = ours.scales / unit
+    if len(ours.eps):
+        at = ours.eps / unit
         axes.fill_between(at, ours.low, ours.high, color=BAND, lw=0, zorder=1)
         handles[:0] = axes.plot(
-            at, ours.slopes, "o-", color=OURS, ms=2.5, lw=1.2, zorder=4,
+            at, ours.dimension, "o-", color=OURS, ms=2.5, lw=1.2, zorder=4,
             label="this map, 95 % interval",
         )  # fmt: skip
     if len(scales):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from formula import Formula
 
 from fractal_core import Store, machine, worker
 from fractal_core.agenda import Exit
@@ -15,7 +16,7 @@ KINDS = ("weierstrass", "line", "noise", "plain")
 
 
 @dataclass(frozen=True)
-class ClosedForm:
+class ClosedForm(Formula):
     """Trainable above a curve, diverged below it.
 
     Args:
@@ -29,19 +30,6 @@ class ClosedForm:
     fickle: float = 0.0
     dtype: str = "float64"
     axes: tuple[str, str] = ("u", "v")
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        return ("cpu",)
-
-    def label(self, axis: str) -> str:
-        return axis
-
-    def magnitude(self, axis: str, seed: int) -> float:
-        return 0.0
-
-    def contract(self, seed: int) -> dict[str, str]:
-        return {}
 
     def run(self, points: np.ndarray, *, seed: int, record: Sequence[int] = ()) -> Outcomes:
         points = points.astype(self.dtype).astype(np.float64)
@@ -83,13 +71,15 @@ class ClosedForm:
 
 
 class Here:
-    """Trains and commits in the process that asks."""
+    """Trains and commits in the process that asks, and counts the points of every unit."""
 
-    def __init__(self, store: Store):
+    def __init__(self, store: Store, counts: list[int] | None = None):
         self.store, self.slots = store, machine.slots(("cpu",))
+        self.counts = [] if counts is None else counts
 
     def do(self, slot, order) -> Exit:
         outcomes = worker.train(self.store.sweep, self.store.points(order.unit))
+        self.counts.append(order.points)
         committed = self.store.commit(order.unit, outcomes, {"seconds": 1e-3})
         return Exit(order, worker.DONE, 1e-3, committed)
 

@@ -40,3 +40,14 @@ def laboratory(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         yield
+
+
+@pytest.fixture
+def one_thread():
+    """Sums of torch in one order, whatever ran before."""
+    import torch  # most files need none
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

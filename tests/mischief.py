@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from formula import Formula
 
 from fractal_core import Axis, Outcome, Outcomes, Region, Store, Sweep
 from fractal_core.engine import run_here
@@ -29,7 +30,7 @@ DEADLINE = 60.0
 
 
 @dataclass(frozen=True)
-class Mischief:
+class Mischief(Formula):
     """Outcomes by a formula, after whatever `tell` said that a unit does first.
 
     Args:
@@ -39,13 +40,6 @@ class Mischief:
     scratch: str
     axes: tuple[str, str] = ("x", "y")
     dtype: str = "float64"
-    devices: tuple[str, ...] = ("cpu",)
-
-    def label(self, axis: str) -> str:
-        return axis
-
-    def magnitude(self, axis: str, seed: int) -> float:
-        return 0.0
 
     def contract(self, seed: int) -> dict[str, str]:
         return {"arithmetic": "mischief-1"}

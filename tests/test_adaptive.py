@@ -1,38 +1,27 @@
 """Maps that compute only their boundary: what they save, what they miss, and who notices."""
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from closed import Here, quiet
+from formula import Formula
+from terminal import fractal
 
-from fractal_core import Axis, Outcomes, Refused, Region, Store, Sweep, adaptive, survey, worker
-from fractal_core.agenda import Exit, Order
-from fractal_core.machine import Slot
+from fractal_core import Axis, Outcomes, Refused, Region, Store, Sweep, adaptive, survey
 from fractal_core.outcome import Outcome
 
 SIDE = 256
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Formula):
     """Outcomes in closed form: a corner that does not train, and islands far from it."""
 
     islands: int = 0
     axes: tuple[str, str] = ("x", "y")
     dtype: str = "float64"
-    devices: tuple[str, ...] = ("cpu",)
-
-    def label(self, axis: str) -> str:
-        return axis
-
-    def magnitude(self, axis: str, seed: int) -> float:
-        return 0.0
-
-    def contract(self, seed: int) -> dict[str, str]:
-        return {}
 
     def run(self, points, *, seed, record=()):
         col, row = (points * SIDE - 0.5).T.round().astype(int)
@@ -50,28 +39,6 @@ class Drawn:
         )
 
 
-class Here:
-    """A crew that trains in this process, and counts what it trains."""
-
-    slots = (Slot(0, "cpu", 1),)
-
-    def __init__(self, store: Store, counts: list[int]):
-        self.store, self.counts = store, counts
-
-    def do(self, slot: Slot, order: Order) -> Exit:
-        outcomes = worker.train(self.store.sweep, self.store.points(order.unit))
-        self.counts.append(order.points)
-        return Exit(order, worker.DONE, 0.01, self.store.commit(order.unit, outcomes, {}))
-
-    def processes(self):
-        return {}
-
-    def ask(self):
-        pass
-
-    kill = close = ask
-
-
 def made(path, islands: int, block: int = 32) -> tuple[Store, np.ndarray]:
     """A run folder, and the outcomes that its map would have."""
     axes = (Axis(name, 0.0, 1.0, SIDE, "linear") for name in "xy")
@@ -83,7 +50,7 @@ def made(path, islands: int, block: int = 32) -> tuple[Store, np.ndarray]:
 
 def refine(store: Store, **options) -> tuple[adaptive.Refined, int]:
     counts: list[int] = []
-    found = adaptive.refine(store, lambda s: Here(s, counts), lambda *_: None, **options)
+    found = adaptive.refine(store, lambda s: Here(s, counts), quiet, **options)
     return found, sum(counts)
 
 
@@ -180,31 +147,21 @@ def test_what_was_lost_is_missing_and_not_inferred(tmp_path):
 
 def test_the_commands_say_what_is_inferred(tmp_path):
     """refine prints the bound, show writes it below, dim measures only what was audited."""
-
-    def fractal(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "fractal_core", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
     settings = "--steps 30 --set samples=4 arrays=seeded --grid 96 128"
-    assert fractal("new", "run", *settings.split()).returncode == 0
-    refused = fractal("dim", "run")
+    assert fractal("new", "run", *settings.split(), cwd=tmp_path).returncode == 0
+    refused = fractal("dim", "run", cwd=tmp_path)
     assert refused.returncode == 2
     assert "points are missing" in refused.stderr
-    answer = fractal("refine", "run", "--probes", "60", "--json")
+    answer = fractal("refine", "run", "--probes", "60", "--json", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     report = json.loads(answer.stdout)
     assert report["measured"] < report["points"] == 96 * 128
     assert report["inferred"]["audit"]["wrong_at_most"] < 0.06
-    drawn = fractal("show", "run", "--out", "map.svg", "--quantity", "outcome")
+    drawn = fractal("show", "run", "--out", "map.svg", "--quantity", "outcome", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
-    answer = fractal("dim", "run", "--json")
+    answer = fractal("dim", "run", "--json", cwd=tmp_path)
     assert json.loads(answer.stdout)["inferred"] == report["inferred"]
     (tmp_path / "run" / "adaptive.json").write_text('{"audits": []}')
-    refused = fractal("dim", "run")
+    refused = fractal("dim", "run", cwd=tmp_path)
     assert refused.returncode == 2
     assert "never audited" in refused.stderr

@@ -10,19 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from terminal import fractal
 
 SMALL = ("--steps", "30", "--set", "samples=8", "arrays=seeded", "--grid", "16", "24")
-
-
-def fractal(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fractal_core", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

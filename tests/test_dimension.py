@@ -182,7 +182,7 @@ def test_scales_are_decades_of_the_hyperparameters():
     one, other = dimension(labels, (0.01, 0.01)), dimension(labels, (0.04, 0.09))
     assert one.decades == pytest.approx((0.01, 0.16))
     assert other.decades == pytest.approx((0.06, 0.96))
-    np.testing.assert_allclose(other.profile.scales, 6 * one.profile.scales)
+    np.testing.assert_allclose(other.profile.eps, 6 * one.profile.eps)
     assert (other.value, other.low) == (one.value, one.low)
 
 
@@ -190,10 +190,10 @@ def test_local_slopes_come_with_intervals_and_climb_to_the_dimension():
     """Small boxes miss what is finer than a pitch; that is what `unseen` measures."""
     found = dimension(sets.KOCH.labels(1024), PITCH)
     profile = found.profile
-    assert len(profile.slopes) == len(profile.scales) == len(profile.low) == len(profile.high)
-    assert np.all((profile.low <= profile.slopes) & (profile.slopes <= profile.high))
-    assert profile.slopes[0] < sets.KOCH.dimension - 0.08
-    assert profile.slopes[-4:].mean() == pytest.approx(sets.KOCH.dimension, abs=0.02)
+    assert len(profile.dimension) == len(profile.eps) == len(profile.low) == len(profile.high)
+    assert np.all((profile.low <= profile.dimension) & (profile.dimension <= profile.high))
+    assert profile.dimension[0] < sets.KOCH.dimension - 0.08
+    assert profile.dimension[-4:].mean() == pytest.approx(sets.KOCH.dimension, abs=0.02)
 
 
 def test_boundary_in_time():

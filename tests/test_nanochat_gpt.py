@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from nanochat import gpt
 from nanochat.common import Refused
 from nanochat.gpt import GPT, GPTConfig
-from nanochat_golden import batch, golden, golden_model, relative, tensors, worst
+from nanochat_golden import alive, batch, golden, golden_model, relative, tensors, worst
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 NAMES = ["mha", "gqa"]
@@ -22,23 +22,12 @@ PUBLISHED = {  # depth: parameters, operations per token at 2048 positions, iter
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(**changes) -> GPT:
-    """A model with weights that are nowhere zero."""
     shape = {"sequence_len": 16, "vocab_size": 70, "n_layer": 2, "n_head": 2, "n_kv_head": 1}
-    model = GPT(GPTConfig(**shape | {"n_embd": 32} | changes))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.2)
-    return model
+    return alive(GPT(GPTConfig(**shape | {"n_embd": 32} | changes)))
 
 
 @pytest.mark.parametrize("name", NAMES)

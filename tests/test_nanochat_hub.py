@@ -10,7 +10,7 @@ from nanochat import hub
 from nanochat.checkpoint_manager import load_gpt
 from nanochat.common import Refused
 from nanochat.gpt import GPT, GPTConfig
-from nanochat_golden import DATA, relative, worst
+from nanochat_golden import DATA, alive, relative, worst
 
 GOLDEN = DATA / "nanochat_checkpoint"
 
@@ -29,12 +29,7 @@ def letters(vocab: int = 266) -> SimpleNamespace:
 
 def model(**changes) -> GPT:
     shape = {"sequence_len": 32, "vocab_size": 266, "n_layer": 2, "n_head": 4, "n_kv_head": 2}
-    model = GPT(GPTConfig(**shape | {"n_embd": 32} | changes))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.2)
-    return model
+    return alive(GPT(GPTConfig(**shape | {"n_embd": 32} | changes)))
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,7 @@ from nanochat_golden import batch, golden, golden_model, relative, tensors, wors
 SHAPES = ["16x48", "48x16", "32x32"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", ["mha", "gqa"])

@@ -1,25 +1,13 @@
 """`fractal pairs` and `fractal seeing`: what they print, draw, and refuse."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from terminal import fractal
 
 TINY = ("--grid", "32", "32", "--steps", "30", "--set", "samples=4", "arrays=seeded")
 PAIRS = ("pairs", "run", "--runs", "2200", "--low", "1e-4")
-
-
-def fractal(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fractal_core", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """A dimension beside its nulls: the verdict on sets that are known, and on the published map."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from terminal import fractal
 
 from fractal_core import Axis, Grid, Refused, Region, figures, plots
 from fractal_core.boundary import boundary_cells
@@ -118,7 +117,7 @@ def test_the_figure_shows_boundary_profile_and_nulls(tmp_path):
     chart = figure.axes[1]
     drawn = [line.get_ydata().tolist() for line in chart.lines]
     measured_too = [*found.coins, *found.curves[SMOOTHED], *found.curves[QUADRATIC], found.box]
-    assert drawn == [each.profile.slopes.tolist() for each in measured_too]
+    assert drawn == [each.profile.dimension.tolist() for each in measured_too]
     shown = figure.axes[0].images[1].get_array()
     assert np.array_equal(~np.ma.getmaskarray(shown), boundary_cells(labels))
     assert "decades" in chart.get_xlabel()
@@ -136,16 +135,6 @@ def run(tmp_path_factory) -> Path:
         answer = fractal(*command.split(), cwd=folder)
         assert answer.returncode == 0, answer.stderr
     return folder
-
-
-def fractal(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fractal_core", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_the_command_says_all_of_it(run):

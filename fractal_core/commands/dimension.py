@@ -248,9 +248,9 @@ def _print(store: Store, found: Roughness, which: Which, jitter: float) -> None:
         )
     print(f"safety margin  {_margin_in_words(store, found, jitter)}")
     profile = box.profile
-    if len(profile.scales):
+    if len(profile.eps):
         print(f"\nbox size, {found.unit}   D(eps)  95 % interval")
-        for row in zip(profile.scales, profile.slopes, profile.low, profile.high, strict=True):
+        for row in zip(profile.eps, profile.dimension, profile.low, profile.high, strict=True):
             print("{:<18.3g}  {:7.3f}  {:.3f} to {:.3f}".format(*row))
 
 
@@ -329,7 +329,7 @@ def _box(found: Dimension) -> dict[str, Any]:
         "neighbour_correlation": _finite(found.neighbour_correlation),
         "profile": {
             name: [_finite(float(value)) for value in getattr(profile, name)]
-            for name in ("scales", "slopes", "low", "high")
+            for name in ("eps", "dimension", "low", "high")
         },
     }
 
