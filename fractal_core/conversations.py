@@ -13,7 +13,6 @@ trained on does not change under it.
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,9 +87,9 @@ class TokenSet:
     def digest(self) -> str:
         """SHA-256 over tokens, what is learned and where rows begin."""
         content = hashlib.sha256(f"{FORMAT} {len(self.ids)} {self.rows}\n".encode())
-        content.update(np.ascontiguousarray(self.ids, "<i4"))
-        content.update(np.ascontiguousarray(self.learned))
-        content.update(np.ascontiguousarray(self.starts, "<i8"))
+        content.update(self.ids.astype("<i4").tobytes())
+        content.update(self.learned.tobytes())
+        content.update(self.starts.astype("<i8").tobytes())
         return content.hexdigest()
 
 
@@ -162,7 +161,7 @@ def digest_of(source: str, split: Split, fingerprint: str, max_tokens: int) -> s
     try:
         with np.load(path) as arrays:
             return str(arrays["digest"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # noqa: BLE001 - a damaged archive raises whatever its reader stumbles over
         return None
 
 
@@ -365,10 +364,15 @@ def _key(known: str, split: str, fingerprint: str, max_tokens: int) -> str:
 
 
 def _packed(tokens: TokenSet) -> bytes:
-    counts = np.array([tokens.passed_over, tokens.truncated], np.int64)
-    arrays = {"ids": tokens.ids, "learned": tokens.learned, "starts": tokens.starts}
     data = io.BytesIO()
-    np.savez(data, digest=np.array(tokens.digest), counts=counts, **arrays)
+    np.savez(
+        data,
+        digest=np.array(tokens.digest),
+        counts=np.array([tokens.passed_over, tokens.truncated], np.int64),
+        ids=tokens.ids,
+        learned=tokens.learned,
+        starts=tokens.starts,
+    )
     return data.getvalue()
 
 
@@ -376,11 +380,10 @@ def _read(files: Files, key: str) -> TokenSet | None:
     """What is kept under a key, if it is there and says of itself what it is."""
     try:
         with np.load(io.BytesIO(files.get(key))) as kept:
-            arrays = [kept[name] for name in ("ids", "learned", "starts")]
             passed_over, truncated = kept["counts"].tolist()
-            tokens = TokenSet(*arrays, passed_over, truncated)
+            tokens = TokenSet(kept["ids"], kept["learned"], kept["starts"], passed_over, truncated)
             return tokens if tokens.digest == str(kept["digest"]) else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except Exception:  # noqa: BLE001 - a damaged archive raises whatever its reader stumbles over
         return None
 
 

@@ -154,7 +154,8 @@ def asked(what: str, question: Callable[[], T]) -> T:
 
     # The client reports a lost way to the Hub as a missing local file; the part that moves large
     # files raises RuntimeError for everything.
-    troubles = (errors.HTTPError, ConnectionError, TimeoutError, errors.LocalEntryNotFoundError)
+    http = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage] - of whichever HTTP library
+    troubles = (http, ConnectionError, TimeoutError, errors.LocalEntryNotFoundError)
 
     def passing(error: BaseException) -> bool:
         if isinstance(error, errors.OfflineModeIsEnabled) or _is_offline(error):

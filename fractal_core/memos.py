@@ -18,18 +18,45 @@ Conversation = dict[str, list[dict[str, str]]]
 Facts = dict[str, str]
 """Questions and answers, each a part of the document."""
 
-_NAMES = (
-    "Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas Karin Leo Mira Nils Olga Paul".split()
-)
-_FAMILIES = "Berg Dahl Falk Holm Lind Moss Reed Stone Vale West".split()
-_PLACES = "garden harbour market museum kitchen station library workshop".split()
-_DAYS = "Monday Tuesday Wednesday Thursday Friday".split()
-_MONTHS = "January March April May June July August October".split()
-_GOODS = "hammers ladders shovels saws scarves jackets gloves flutes drums apples peaches".split()
+_NAMES = [
+    "Anna",
+    "Ben",
+    "Clara",
+    "David",
+    "Emma",
+    "Felix",
+    "Greta",
+    "Hugo",
+    "Ida",
+    "Jonas",
+    "Karin",
+    "Leo",
+    "Mira",
+    "Nils",
+    "Olga",
+    "Paul",
+]
+_FAMILIES = ["Berg", "Dahl", "Falk", "Holm", "Lind", "Moss", "Reed", "Stone", "Vale", "West"]
+_PLACES = ["garden", "harbour", "market", "museum", "kitchen", "station", "library", "workshop"]
+_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday"]
+_MONTHS = ["January", "March", "April", "May", "June", "July", "August", "October"]
+_GOODS = [
+    "hammers",
+    "ladders",
+    "shovels",
+    "saws",
+    "scarves",
+    "jackets",
+    "gloves",
+    "flutes",
+    "drums",
+    "apples",
+    "peaches",
+]
 _TOPICS = ("repairs", "budget", "new lamps", "old roof", "winter stock", "summer plan")
 _FIRMS = ("Red Tool Company", "North Street Shop", "Old Mill Store", "Green Hill Trade")
 _REASONS = ("the rain", "the holiday", "a broken pump", "high water", "the late train")
-_WEIGHTS = "small large heavy light".split()
+_WEIGHTS = ["small", "large", "heavy", "light"]
 
 
 def conversation(index: int, split: str) -> Conversation:
