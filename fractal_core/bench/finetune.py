@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -346,3 +346,9 @@ def _filled(losses: Sequence[float] | np.ndarray, steps: int) -> np.ndarray:
     curve = np.full(steps, np.nan, np.float32)
     curve[: len(losses)] = losses
     return curve
+
+
+MEASURES: dict[str, Callable[[Case, int], Result]] = {
+    "training": training,
+    "everything": everything,
+}

@@ -46,7 +46,9 @@ def write(folder: Path, shape: Shape, texts: int) -> tuple[str, str]:
 
     folder.mkdir(parents=True)
     letters = itertools.product(string.ascii_lowercase, repeat=4)
-    words = [f" {''.join(four)}" for four in letters][: shape.vocab_size - 256 - len(SPECIAL_TOKENS)]
+    words = [f" {''.join(four)}" for four in letters][
+        : shape.vocab_size - 256 - len(SPECIAL_TOKENS)
+    ]
     _write_model(folder, shape, words)
     data = folder / "texts.jsonl"
     data.write_text("".join(_conversations(shape, words, texts)))
