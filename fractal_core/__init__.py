@@ -32,6 +32,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     outlook        3   where to go next, and how long the rest takes
     heatmap        3   the map on a canvas in a notebook
     warm           3   a process that forks runs within milliseconds
+    panels         4   trainability, final loss and both boundaries beside each other
     charts         4   flips against distance, for screen and paper
     plots          4   charts of dimensions
     worker         4   one process per slot, which trains units and commits them
