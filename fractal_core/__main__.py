@@ -15,7 +15,7 @@ COMMANDS = {
     "stop": ("work", "end the process that works on a run"),
     "verify": ("work", "read every file of a run again"),
     "show": ("look", "draw a run as PNG, PDF or SVG"),
-    "export": ("look", "write a run's arrays to one npz file"),
+    "export": ("look", "write a run's arrays to one npz file, or its points to a csv"),
     "pairs": ("rough", "measure the dimension of a boundary from pairs of runs"),
     "seeing": ("rough", "say how far labels can be trusted, and when a zoom ends"),
     "dim": ("dimension", "say how rough a boundary is, next to what is not fractal"),

@@ -141,7 +141,7 @@ def paint(
 
 def ranks(values: np.ma.MaskedArray) -> np.ma.MaskedArray:
     """Ranks of values of one sign, from 0 to 1; equal values, such as inf, share one."""
-    drawn = np.ma.masked_all(values.shape)
+    drawn = np.ma.masked_array(np.zeros(values.shape), True)
     known = ~np.ma.getmaskarray(values)
     different, inverse = np.unique(values.data[known], return_inverse=True)
     drawn[known] = inverse / max(len(different) - 1, 1)

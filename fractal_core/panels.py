@@ -9,7 +9,7 @@ are those of `figures`.
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Bool, Float64, UInt8
 from matplotlib import colormaps, style
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -46,14 +46,16 @@ TRAINABLE = BLUES[2]
 STABLE = BLUES[3]
 DIVERGED = INFINITE = PALETTES["split"].outcomes[2]
 BOUNDARY = "#ffffff"
+
 CLIP = 2.0
 """Losses above so many times the first loss share one colour."""
 
 DECADES = 2
 """Losses that span more of them are drawn on a scale of logarithms."""
 
-WIDTHS = 89, 400
-ROW, PAGE, HEAD = 140, 240, 20
+# In millimetres: widths that fit, the least one for a row of three, the height of a printed page,
+# and what stands above a map. The boundary is in points.
+WIDTHS, ROW, PAGE, HEAD = (89, 400), 140, 240, 20
 THICK = 0.7
 
 
@@ -78,7 +80,7 @@ class Panel(NamedTuple):
     colours: UInt8[np.ndarray, "rows cols 3"]
     legend: list[tuple[str, str]]
     bar: Bar | None = None
-    labels: np.ma.MaskedArray | None = None
+    labels: Bool[np.ndarray, "rows cols"] | None = None
     note: str = ""
 
 
@@ -142,17 +144,18 @@ def trainability(image: Image) -> Panel:
     blues = LEARNED.with_extremes(bad=MISSING)
     colours = blues(1 - figures.ranks(loss), bytes=True)[..., :3]
     colours[np.ma.filled(~labels, False)] = _bytes(NOT_TRAINABLE)
-    bar = None
+    bar, note = None, ""
     if loss.count():
+        note = "blue is the rank of the final loss among the trainable"
         ladder = np.unique(loss.compressed())
-        steps = (0, 2, 4, 1, 3) if len(ladder) >= 5 else (0, 4)
-        at = [round(step / 4 * (len(ladder) - 1)) for step in steps]
-        texts = _rounded(ladder[at])
-        places = np.array(at) / max(len(ladder) - 1, 1) if len(ladder) > 1 else np.full(2, 0.5)
-        strip = _strip(LEARNED.reversed())
-        bar = Bar("final loss, by rank", strip, list(zip(places.tolist(), texts, strict=True)))
-    note = "blue is the rank of the final loss among the trainable" if bar else ""
-    return Panel("trainability", colours, [(NOT_TRAINABLE, "not trainable")], bar, note=note)
+        most = len(ladder) - 1
+        # Both ends and the middle come first, since a narrow bar has no room for all five.
+        at = [round(share * most) for share in ((0, 1, 0.5, 0.25, 0.75) if most >= 4 else (0, 1))]
+        places = [step / most if most else 0.0 for step in at]
+        texts = list(zip(places, _rounded(ladder[at]), strict=True))
+        bar = Bar("final loss, by rank", _strip(LEARNED.reversed()), texts)
+    legend = [(NOT_TRAINABLE, "not trainable")]
+    return Panel("trainability", colours, legend, bar, note=note)
 
 
 def final_loss(image: Image) -> Panel:
@@ -174,15 +177,13 @@ def final_loss(image: Image) -> Panel:
     colours[finite] = LOSSES(np.clip(places, 0, 1), bytes=True)[:, :3]
     marks = ticks(axis, 4)
     at = axis.fraction(np.array(marks.values, np.float64)).tolist()
-    texts = [(1.0, f"≥ {_rounded(np.array([axis.high]))[0]}")] if clipped else []
-    texts += zip(at, marks.labels, strict=True)
+    texts, note = list(zip(at, marks.labels, strict=True)), ""
+    if clipped:
+        limit = _rounded(np.array([axis.high]))[0]
+        texts = [(1.0, f"≥ {limit}"), *texts]
+        note = f"losses above {limit}, twice the first loss, are drawn as that"
     scale = "log scale" if axis.scale == "log10" else "linear scale"
     name = f"final loss = {marks.note}" if marks.note else f"final loss, {scale}"
-    note = (
-        f"losses above {texts[0][1][2:]}, twice the first loss, are drawn as that"
-        if clipped
-        else ""
-    )
     return Panel("final loss", colours, legend, Bar(name, _strip(LOSSES), texts), note=note)
 
 
@@ -199,7 +200,9 @@ def stability(image: Image) -> Panel:
 
 
 def _two_sides(
-    title: str, labels: np.ma.MaskedArray, sides: tuple[tuple[str, str], tuple[str, str]]
+    title: str,
+    labels: Bool[np.ndarray, "rows cols"],
+    sides: tuple[tuple[str, str], tuple[str, str]],
 ) -> Panel:
     yes, no = sides
     table = np.array([_bytes(no[0]), _bytes(yes[0]), _bytes(MISSING)])
@@ -207,7 +210,7 @@ def _two_sides(
     return Panel(title, colours, [yes, (BOUNDARY, "boundary"), no], labels=labels)
 
 
-def edges(labels: np.ma.MaskedArray) -> Float64[np.ndarray, "n 2 2"]:
+def edges(labels: Bool[np.ndarray, "rows cols"]) -> Float64[np.ndarray, "n 2 2"]:
     """The sides of cells between two neighbours whose labels differ, both known, as (x, y) ends."""
     values, known = np.ma.getdata(labels), ~np.ma.getmaskarray(labels)
     across = (values[:, 1:] != values[:, :-1]) & known[:, 1:] & known[:, :-1]
@@ -294,7 +297,7 @@ def _loss_axis(
         low, high = min(low, start), clip
     if low == high:
         low, high = low - 0.01 * abs(low) - 1e-9, high + 0.01 * abs(high) + 1e-9
-    wide = low > 0 and high / low > 10**DECADES
+    wide = low > 0 and 10**DECADES < high / low < np.inf
     return Axis("final loss", low, high, 2, "log10" if wide else "linear"), clipped
 
 
