@@ -247,9 +247,9 @@ class Page:
         most: float = math.inf,
     ):
         self.figure, self.width, self.top = Figure(), width, MARGIN
-        about = min(8, max(4, round(width / across / 15)))
+        about = min(8, max(5, round(width / across / 15)))
         self.marks = marks = ticks(region.x, about), ticks(region.y, about)
-        room = min(width / across - 18, most)
+        room = min((width - 18) / across - 3 * (across > 1), most)
         self.labels = [
             wrap(f"{name}\n= {mark.note}" if mark.note else name, room, NORMAL)
             for name, mark in zip(names or (region.x.name, region.y.name), marks, strict=True)

@@ -38,7 +38,6 @@ def records(image: Image) -> pd.DataFrame:
 def to_csv(image: Image) -> str:
     """`records` as CSV: 17 digits, which give back every float64, `inf`, and empty where missing.
 
-    Read it with `pandas.read_csv(path, float_precision="round_trip")`; the default parser of
-    pandas is off by a last bit now and then.
+    pandas 2 reads the digits exactly only with `read_csv(path, float_precision="round_trip")`.
     """
     return records(image).to_csv(index=False, float_format=EXACT, lineterminator="\n")
