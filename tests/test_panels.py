@@ -136,7 +136,7 @@ def test_losses_of_many_decades_are_drawn_by_their_logarithm():
 def test_degenerate_losses_are_drawn_too(final):
     """One value, zero, all infinite, all above the cut, or the smallest float there is."""
     outcome = np.where(np.array(final) < 2, 1, 3)
-    assert_clear(panels_figure(image_of(final, outcome), panels=4))
+    assert_clear(panels_figure(image_of(final, outcome)))
 
 
 def test_labels_take_their_two_colours():
@@ -248,8 +248,13 @@ def maps(figure):
     return {axes.get_label(): axes for axes in figure.axes if axes.get_xlim()[1] > 1}
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (64, 64), (256, 256), (8, 64), (64, 8)])
-@pytest.mark.parametrize(("count", "width"), [(3, 183), (4, 183), (3, 89), (4, 89)])
+@pytest.mark.parametrize(
+    ("shape", "count", "width"),
+    [
+        ((16, 16), 3, 183), ((16, 16), 4, 89), ((64, 64), 4, 183), ((64, 64), 3, 89),
+        ((256, 256), 3, 183), ((256, 256), 4, 89), ((8, 64), 3, 183), ((64, 8), 4, 89),
+    ],
+)  # fmt: skip
 def test_no_text_touches_another(shape, count, width):
     """At both journal widths, finished or not, with long names, and on a page of 247 mm."""
     missing = np.indices(shape).sum(axis=0) % 3 == 0
@@ -271,8 +276,8 @@ def test_no_text_touches_another(shape, count, width):
         assert frame.width >= max(shape)
 
 
-@pytest.mark.parametrize("width", [89, 183])
-def test_deep_zooms_and_whole_numbers_have_room(width):
+@pytest.mark.parametrize(("count", "width"), [(3, 183), (4, 89)])
+def test_deep_zooms_and_whole_numbers_have_room(count, width):
     """Long notes of a zoom wrap below the panels, and there are at least two ticks to read by."""
     deep = Region(
         Axis("a", 2.67398835471957e-1, 2.67398835475071e-1, 24),
@@ -283,14 +288,11 @@ def test_deep_zooms_and_whole_numbers_have_room(width):
         Axis("depth", 2.0, 17.0, 16, "linear", integer=True),
     )
     for region in (deep, whole):
-        shape = Grid.over(region).shape
-        for count in (3, 4):
-            figure = panels_figure(
-                sweep_of(*shape, region=region), panels=count, labels=NAMES, width_mm=width
-            )
-            assert_clear(figure)
-            last = figure.axes[-1]
-            assert sum(bool(tick.get_text()) for tick in last.get_xticklabels()) >= 2
+        picture = sweep_of(*Grid.over(region).shape, region=region)
+        figure = panels_figure(picture, panels=count, labels=NAMES, width_mm=width)
+        assert_clear(figure)
+        last = figure.axes[-1]
+        assert sum(bool(tick.get_text()) for tick in last.get_xticklabels()) >= 2
 
 
 def test_panels_share_their_axes():
@@ -349,16 +351,14 @@ def test_pixels_of_a_png_are_the_cells_of_the_panels(tmp_path):
 
 
 def test_a_pdf_holds_native_pixels_and_true_type_fonts(tmp_path, monkeypatch):
-    """One pixel a cell, text as type 42, no date; the same figure is the same file."""
+    """One pixel a cell, text as type 42, no date."""
     monkeypatch.setitem(figures.STYLE, "pdf.compression", 0)
-    image = small()
-    for name in ("a.pdf", "b.pdf"):
-        save(panels_figure(image), tmp_path / name)
+    save(panels_figure(small()), tmp_path / "a.pdf")
     data = (tmp_path / "a.pdf").read_bytes()
     assert len(re.findall(rb"/Width 4\s+/Height 3\b", data)) == 3
     assert b"/FontFile2" in data
     assert b"/Type3" not in data
-    assert data == (tmp_path / "b.pdf").read_bytes()
+    assert b"CreationDate" not in data
 
 
 def test_an_unreasonable_width_is_refused():
