@@ -38,6 +38,8 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     roughness      2   a map's dimension beside that of its nulls; companions
     figures        3   maps for screen and paper
     records        3   the points of a run as a table
+    single         3   one fine-tuning run, watched
+    rehearsal      3   fine-tuning in processes of their own: same bits? does it fit?
     experiments    3   experiments and presets by name; opens a run folder
     duty           3   who works on a run folder: locks, shares, journal
     outlook        3   where to go next, and how long the rest takes
