@@ -83,7 +83,6 @@ def fetch(repo: str, commit: str, folder: Path) -> list[str]:
             repo_type="dataset",
             revision=commit,
             local_dir=str(folder),
-            force_download=True,
         )
         asked(f"{repo}@{commit}", load)
     _seal(folder).write_text(json.dumps(wanted, indent=1))
@@ -97,6 +96,14 @@ def missing(folder: Path) -> bool:
         return any(_size(folder / name) != size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return True
+
+
+def open_file(repo: str, commit: str, name: str) -> Any:
+    """A file of a data set, open for reading; what is read of it is fetched, and nothing else."""
+    import huggingface_hub
+
+    there = huggingface_hub.HfFileSystem(endpoint=client().endpoint)
+    return there.open(f"datasets/{repo}@{commit}/{name}", "rb", block_size=2**20)
 
 
 def splits(folder: Path) -> list[str]:
