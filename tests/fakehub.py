@@ -13,7 +13,7 @@ class FakeHub:
     """Data sets by name and commit, and what is asked about them.
 
     `troubles` is how many requests from now on are answered with 503, and `broken` the files for
-    which all are.
+    which all are. `served` counts the bytes of files.
     """
 
     def __init__(self):
@@ -21,13 +21,14 @@ class FakeHub:
         self.files: dict[tuple[str, str], dict[str, bytes]] = {}
         self.asked: list[str] = []
         self.fetched: list[str] = []
+        self.served = 0
         self.troubles = 0
         self.broken: set[str] = set()
         self.url = ""
 
-    def push(self, repo: str, files: dict[str, bytes], branch: str = "main") -> str:
+    def push(self, repo: str, files: dict[str, bytes], branch: str = "main", commit="") -> str:
         content = repr(sorted(files.items())).encode()
-        commit = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+        commit = commit or hashlib.sha1(content, usedforsecurity=False).hexdigest()
         self.branches[repo, branch] = commit
         self.files[repo, commit] = dict(files)
         return commit
@@ -142,10 +143,12 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted:
             start, _, stop = wanted.removeprefix("bytes=").partition("-")
             first, last = int(start), min(int(stop or len(data) - 1), len(data) - 1)
+            self.hub.served += last + 1 - first
             headers["Content_Range"] = f"bytes {first}-{last}/{len(data)}"
             self._answer(206, data[first : last + 1], **headers)
         else:
             self.hub.fetched.append(path)
+            self.hub.served += len(data)
             self._answer(200, data, **headers)
 
     def do_POST(self):
