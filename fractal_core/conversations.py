@@ -242,6 +242,8 @@ class OnHub(Origin):
     def fetch(self) -> list[str]:
         """Fetch what is missing; returns the names of what was fetched."""
         folder = self.folder()
+        if not hub.missing(folder):  # so that a storage folder may be read-only once it is full
+            return []
         with FileLock(self.files.root / "lock"):
             return hub.fetch(self.repo, folder.name, folder)
 

@@ -305,7 +305,8 @@ def _require_same(files: Files, made: dict[str, str]) -> None:
 
 def _lines(row: dict[str, Any]) -> list[str]:
     lines = (row["ocr_results"] or {}).get("lines") or ()
-    return [text for line in lines if (text := (line.get("text") or "").strip())]
+    texts = [line.get("text") or " ".join(w["text"] for w in line["words"]) for line in lines]
+    return [text.strip() for text in texts if text.strip()]
 
 
 def _spanned(texts: Sequence[str], start: int, stop: int) -> range:

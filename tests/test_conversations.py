@@ -323,6 +323,16 @@ def test_a_set_from_the_hub_is_fetched_once(hub_here, store_folder):
     assert hub_here.asked == asked
 
 
+def test_what_is_stored_is_only_read(hub_here, store_folder, monkeypatch):
+    """A full storage folder may be read-only: nobody locks or writes in it."""
+    hub_here.push("org/talk", {"train.jsonl": lines(1, 2)})
+    made = tokenised("hf:org/talk", "train", by_bytes, "bytes", LIMIT)
+    monkeypatch.setattr(conversations, "FileLock", lambda path: pytest.fail(f"{path} was locked"))
+    monkeypatch.setattr(conversations.Files, "put_latest", lambda *_: pytest.fail("written"))
+    assert answers("hf:org/talk", "train") == ["answer 1"]
+    assert tokenised("hf:org/talk", "train", forbidden, "bytes", LIMIT).digest == made.digest
+
+
 def test_a_branch_keeps_the_commit_first_met(hub_here):
     """A sweep's data do not change under it; another revision has to be named."""
     old = hub_here.push("org/talk", {"train.jsonl": lines(1, 2), "test.jsonl": lines(3)})

@@ -81,6 +81,14 @@ def test_long_answers_are_left_out():
     assert (made["page"], made["match"]) == (None, "none")
 
 
+def test_a_line_without_text_is_put_together_from_its_words():
+    """Some readers give the words alone."""
+    line = {"text": None, "words": [{"text": "two"}, {"text": "words"}]}
+    made = docvqa.example(page([], ["words"], ocr_results={"lines": [line]}), counting.words)
+    assert made is not None
+    assert "\ntwo words\n" in made["messages"][0]["content"]
+
+
 @pytest.mark.parametrize(
     ("lines", "answer", "expected"),
     [
