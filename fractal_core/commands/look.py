@@ -38,8 +38,8 @@ def show(
         child: Another run whose region is marked in the picture.
         title: Above the picture.
     """
-    store = experiments.open_run(run)
-    inner = experiments.open_run(child).sweep.region if child else None
+    store = experiments.read_run(run)
+    inner = experiments.read_run(child).sweep.region if child else None
     image = store.image()
     found = adaptive.refined(store, image)
     if quantity == "outcome":
@@ -71,7 +71,7 @@ def export(run: Run, out: Run, /) -> None:
     """
     if out.suffix != ".npz":
         raise Refused(f"{out}: the file name must end in .npz")
-    image = experiments.open_run(run).image()
+    image = experiments.read_run(run).image()
     floats = {
         name: getattr(image, name).filled(np.nan)
         for name in ("measure", "first_loss", "tail_loss", "final_loss")
