@@ -114,9 +114,12 @@ def prepare(
         Refused: The folder holds a set made in another way, or the source cannot be had.
     """
     files = Files(folder)
-    _require_same(files, {"source": str(source or f"{SOURCE}@{COMMIT}"), "tokens": fingerprint})
-    if not all((folder / f"{split}.jsonl").exists() for split in COUNTS):
+    made = {"source": str(source or f"{SOURCE}@{COMMIT}"), "tokens": fingerprint}
+    if all((folder / f"{split}.jsonl").exists() for split in COUNTS):
+        _require_same(files, made)
+    else:
         shards = _shards(source)
+        _require_same(files, made)
         todo = [shard for shard in shards if not (folder / shard.part).exists()]
         for done, _ in enumerate(_made(files, todo, count, workers), len(shards) - len(todo) + 1):
             tell(done, len(shards))

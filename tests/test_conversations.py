@@ -420,9 +420,13 @@ def test_without_a_network_what_is_not_stored_is_refused(hub_here, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(Refused, match="without HF_HUB_OFFLINE"):
+    with pytest.raises(Refused, match="HF_HUB_OFFLINE is set"):
         pinned("hf:org/talk")
     assert digest_of("hf:org/talk", "train", "bytes", LIMIT) is None
+    assert hub_here.asked == []
+    hub_here.push("org/talk", {"train.jsonl": lines(1, 2)}, commit="1" * 40)
+    with pytest.raises(Refused, match="HF_HUB_OFFLINE is set"):
+        conversations.conversations(f"hf:org/talk@{'1' * 40}", "train")
     assert hub_here.asked == []
 
 

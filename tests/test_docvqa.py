@@ -204,6 +204,13 @@ def test_a_killed_process_is_a_sentence(source, tmp_path):
     assert not contents(tmp_path)
 
 
+def test_without_a_source_nothing_is_begun(hub_here, tmp_path):
+    """No folder is left for a set that never was."""
+    with pytest.raises(Refused, match="is not on the Hub"):
+        docvqa.prepare(tmp_path / "set", counting.words, "w")
+    assert not (tmp_path / "set").exists()
+
+
 def test_a_source_of_another_kind_is_refused(tmp_path):
     """A missing split or column is named."""
     (tmp_path / "source").mkdir()
