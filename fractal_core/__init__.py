@@ -37,11 +37,13 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     finetune       2   FineTune: fine-tuning a nanochat language model
     roughness      2   a map's dimension beside that of its nulls; companions
     figures        3   maps for screen and paper
+    records        3   the points of a run as a table
     experiments    3   experiments and presets by name; opens a run folder
     duty           3   who works on a run folder: locks, shares, journal
     outlook        3   where to go next, and how long the rest takes
     heatmap        3   the map on a canvas in a notebook
     warm           3   a process that forks runs within milliseconds
+    panels         4   trainability, final loss and both boundaries beside each other
     charts         4   flips against distance, for screen and paper
     plots          4   charts of dimensions
     worker         4   one process per slot, which trains units and commits them

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as Picture
 from terminal import fractal
 
 SMALL = ("--steps", "30", "--set", "samples=8", "arrays=seeded", "--grid", "16", "24")
@@ -129,6 +130,28 @@ def test_status_tells_what_the_slots_do(finished):
     finally:
         running.kill()
         running.wait()
+
+
+def test_panels_and_the_table_of_points(finished):
+    """`--panels` draws at the width of two columns, and `export` writes a row a point."""
+    answer = fractal("show", "done", "--panels", "4", "--out", "four.png", cwd=finished)
+    assert answer.returncode == 0, answer.stderr
+    with Picture.open(finished / "four.png") as picture:
+        assert picture.width == round(183 / 25.4 * 300)
+    answer = fractal(
+        "show", "done", "--panels", "3", "--quantity", "steps", "--out", "x.png", cwd=finished
+    )
+    assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
+    assert "leave out" in answer.stderr
+    assert not (finished / "x.png").exists()
+    assert fractal("export", "done", "out.csv", cwd=finished).returncode == 0
+    header, *rows = (finished / "out.csv").read_text().splitlines()
+    assert header.startswith("x,y,outcome,")
+    assert len(rows) == 16 * 24
+    assert rows[0].split(",")[2] == "TRAINABLE"
+    answer = fractal("export", "done", "out.txt", cwd=finished)
+    assert answer.returncode == 2
+    assert ".npz or .csv" in answer.stderr
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
