@@ -25,6 +25,7 @@ COMMANDS = {
     "dim": ("dimension", "say how rough a boundary is, next to what is not fractal"),
     "refine": ("dimension", "train a run only where its boundary is, and audit the rest"),
     "table": ("dimension", "measure the six published windows"),
+    "data": ("data", "make, fetch, publish or count sets of conversations"),
     "open": ("open", "open a notebook as an app on this machine"),
     "bench": ("bench", "measure how fast this machine is, against other ways"),
     "doctor": ("health", "say what this machine is and whether a run folder will work on it"),
