@@ -32,6 +32,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     store          2   a run folder: commit once, missing, image, verify
     tiny           2   TinyNetworks: one hidden layer, one network per grid point
     roughness      2   a map's dimension beside that of its nulls; companions
+    tracking       3   Weights & Biases: what of a run is sent, and how
     figures        3   maps for screen and paper
     experiments    3   experiments and presets by name; opens a run folder
     duty           3   who works on a run folder: locks, shares, journal
@@ -54,6 +55,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     adaptive       8   maps that compute only their boundary, with an audit
     history        8   labels after many training lengths, from one run per point
     published      8   the six published windows: printed, and found
+    mirror         9   keeps Weights & Biases up to date with a run folder
     sight          9   the seeing of a run folder, and what a zoom must ask it
     bench          9   ratios of speed, contenders taking turns
     commands      10   the command line, one short file per group

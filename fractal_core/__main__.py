@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": ("work", "read every file of a run again"),
     "show": ("look", "draw a run as PNG, PDF or SVG"),
     "export": ("look", "write a run's arrays to one npz file"),
+    "track": ("track", "send a run to Weights & Biases, or send it again"),
     "pairs": ("rough", "measure the dimension of a boundary from pairs of runs"),
     "seeing": ("rough", "say how far labels can be trusted, and when a zoom ends"),
     "dim": ("dimension", "say how rough a boundary is, next to what is not fractal"),

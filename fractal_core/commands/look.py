@@ -1,16 +1,15 @@
 """Commands that look at what is there: show, export."""
 
 import dataclasses
-import io
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import tyro
 
 from fractal_core import adaptive, experiments, figures
 from fractal_core.errors import Refused
 from fractal_core.files import Files
+from fractal_core.store import exported
 
 Run = tyro.conf.Positional[Path]
 
@@ -71,19 +70,6 @@ def export(run: Run, out: Run, /) -> None:
     """
     if out.suffix != ".npz":
         raise Refused(f"{out}: the file name must end in .npz")
-    image = experiments.open_run(run).image()
-    floats = {
-        name: getattr(image, name).filled(np.nan)
-        for name in ("measure", "first_loss", "tail_loss", "final_loss")
-    }
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        x=image.grid.x,
-        y=image.grid.y,
-        outcome=image.outcome.filled(0),
-        steps=image.steps.filled(0),
-        **floats,
-    )
-    Files(out.parent).put_latest(out.name, buffer.getvalue())
+    data = exported(experiments.open_run(run).image())
+    Files(out.parent).put_latest(out.name, data)
     print(out)
