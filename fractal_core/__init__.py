@@ -48,6 +48,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     engine         6   runs the missing units of a run folder with a crew of workers
     control        6   start, stop and watch a run from outside
     cluster        7   workers on a Ray cluster
+    mirror         7   keeps Weights & Biases up to date with a run folder
     survey         7   points beside the map: pairs, floors, reruns, audits
     explore        7   views of the zoom notebook: addresses, costs, places
     pairing        8   pairs for a run folder: dimension, floors, nulls, verdict
@@ -55,7 +56,6 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     adaptive       8   maps that compute only their boundary, with an audit
     history        8   labels after many training lengths, from one run per point
     published      8   the six published windows: printed, and found
-    mirror         9   keeps Weights & Biases up to date with a run folder
     sight          9   the seeing of a run folder, and what a zoom must ask it
     bench          9   ratios of speed, contenders taking turns
     commands      10   the command line, one short file per group

@@ -6,6 +6,7 @@ learn of it; and the mirror ends some time after they do, whatever the server do
 
 import fcntl
 import io
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,10 @@ from fractal_core import control, figures, tracking
 from fractal_core.dimension import dimension
 from fractal_core.duty import lock_holder
 from fractal_core.errors import Refused
-from fractal_core.explore import View
 from fractal_core.outcome import is_trainable
-from fractal_core.portrait import compose
 from fractal_core.roughness import pitch_of
-from fractal_core.store import Store, exported
+from fractal_core.store import Image, Store, exported
+from fractal_core.sweep import LEVELS
 from fractal_core.tracking import Record, Subject, Unsent
 
 PATIENCE = 60.0
@@ -88,7 +88,7 @@ class Follower:
         return lines[-1] if lines else f"it ended with {self.process.returncode}, see {self.log}"
 
 
-def start(path: Path) -> Follower:
+def start(path: Path, patience: float = PATIENCE) -> Follower:
     """Follow a run from a process of its own, which outlives the terminal.
 
     Raises:
@@ -99,8 +99,9 @@ def start(path: Path) -> Follower:
     log = path / "state" / "track.txt"
     with log.open("ab") as output:
         said = output.tell()
+        command = [sys.executable, "-m", "fractal_core", "track", str(path), "--follow"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "fractal_core", "track", str(path), "--follow"],
+            [*command, "--patience", str(patience)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -116,7 +117,7 @@ class _Mirror:
         self.store, self.patience, self.scratch = store, patience, scratch
         self.record: Record | None = None
         self.told: dict[str, Any] = {}
-        self.painted, self.drawn = 0.0, -1
+        self.painted, self.drawn = -math.inf, -1
 
     def open(self) -> Record:
         if self.record is None:
@@ -155,7 +156,7 @@ class _Mirror:
         done = len(self.store.units) - len(self.store.missing())
         if done != self.drawn and time.monotonic() - self.painted > PICTURE_SECONDS:
             self.painted, self.drawn = time.monotonic(), done
-            self.open().picture("map", _paint(self.store))
+            self.open().picture("map", _paint(self.store.image()))
 
     def finish(self) -> str:
         """Send everything and end the record; a sentence that says where it is."""
@@ -176,16 +177,16 @@ class _Mirror:
     def _map(self, record: Record) -> None:
         image = self.store.image()
         self._progress()
-        record.picture("map", _paint(self.store))
+        record.picture("map", _paint(image))
         figure = self.scratch / "figure.png"
         figures.save(figures.map_figure(image, labels=self.store.sweep.labels), figure)
         record.picture("figure", figure.read_bytes())
         rows, stride = tracking.points(image)
-        record.table("points", tracking.COLUMNS, rows)
+        record.table("table", tracking.COLUMNS, rows)
         told = tracking.counts(image)
         told |= {"units_failed": len(self.store.failures()), "table_stride": stride}
         record.summary(told | _dimension(self.store))
-        files = {"map.npz": exported(image), "sweep.json": self.store.files.get("sweep.json")}
+        files = {"map.npz": exported(image), "sweep.json": self._file("sweep.json")}
         record.artifact(f"sweep-{self.store.sweep.id}", "sweep", files)
 
     def _run(self, record: Record) -> None:
@@ -200,23 +201,28 @@ class _Mirror:
         memory = [row["memory"] for row in rows if "memory" in row]
         told = tracking.note(path, "result.json", {})
         record.summary(told | ({"peak_memory": max(memory)} if memory else {}))
-        files = {"sweep.json": self.store.files.get("sweep.json")}
+        files = {"sweep.json": self._file("sweep.json")}
         for name in ("metrics.jsonl", "samples.json", "result.json"):
             if (path / "single" / name).exists():
-                files[name] = tracking.cleaned(self.store.files.get(f"single/{name}"))
+                files[name] = self._file(f"single/{name}")
         record.artifact(f"run-{self.store.sweep.id}", "run", files)
         if (path / "single" / "checkpoint").is_dir():
             record.artifact(f"model-{self.store.sweep.id}", "model", path / "single" / "checkpoint")
 
+    def _file(self, key: str) -> bytes:
+        return tracking.cleaned(self.store.files.get(key))
 
-def _paint(store: Store) -> bytes:
-    """The map so far as PNG, a square of pixels for every cell; coarse points stand for those around."""
-    image = compose(View(store.sweep, store.path, store), None)
-    colours = figures.paint(image)[::-1]
+
+def _paint(image: Image) -> bytes:
+    """The map so far as PNG, a square of pixels a cell: its finest lattice of which half is there."""
+    known = ~np.ma.getmaskarray(image.outcome)
+    strides = [2**level for level in range(LEVELS)]
+    stride = next((s for s in strides if known[::s, ::s].mean() >= 0.5), strides[-1])
+    lattice = replace(image, measure=image.measure[::stride, ::stride])
+    colours = figures.paint(lattice)[::-1]
     zoom = max(1, SMALLEST_PICTURE // max(colours.shape[:2]))
     buffer = io.BytesIO()
-    pixels = np.repeat(np.repeat(colours, zoom, axis=0), zoom, axis=1)
-    Picture.fromarray(pixels).save(buffer, "PNG")
+    Picture.fromarray(colours.repeat(zoom, axis=0).repeat(zoom, axis=1)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
