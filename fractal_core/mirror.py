@@ -34,6 +34,7 @@ from fractal_core.tracking import Record, Subject, Unsent
 
 PATIENCE = 60.0
 STATUS_SECONDS, PICTURE_SECONDS = 30.0, 60.0
+GRACE_SECONDS = 60.0
 START_SECONDS = 30.0
 """How long a run that is to be followed may take to begin."""
 
@@ -134,9 +135,7 @@ class _Mirror:
                 self._progress()
                 self._picture()
         except Unsent:
-            if self.record is not None:
-                self.record.abandon()
-                self.record = None
+            self.record = None
 
     def _progress(self) -> None:
         state = control.progress(self.store)
@@ -161,11 +160,7 @@ class _Mirror:
     def finish(self) -> str:
         """Send everything and end the record; a sentence that says where it is."""
         record = self.open()
-        try:
-            (self._run if tracking.single(self.store.path) else self._map)(record)
-        except Unsent:
-            record.abandon()
-            raise
+        (self._run if tracking.single(self.store.path) else self._map)(record)
         record.close()
         if record.online:
             return f"{self.store.path}: sent to {record.place}"
@@ -282,7 +277,8 @@ def _limit(path: Path, patience: float) -> Iterator[None]:
         while lock_holder(path) is not None:
             if over.wait(1.0):
                 return
-        if not over.wait(5 * patience + tracking.size(path) / tracking.SLOWEST):
+        upload = tracking.size(path) / tracking.SLOWEST
+        if not over.wait(GRACE_SECONDS + 5 * patience + upload):
             print(
                 f"fractal: Weights & Biases hangs; the run folder holds everything, and `fractal "
                 f"track {path}` sends it again",

@@ -206,7 +206,9 @@ def require_client() -> None:
 
 
 class Record:
-    """A run at Weights & Biases that is being written; every method raises `Unsent` in trouble.
+    """A run at Weights & Biases that is being written.
+
+    In trouble every method raises `Unsent`, and the record is over: make another one.
 
     Args:
         subject: What it mirrors; a run that is there already goes on.
@@ -218,6 +220,7 @@ class Record:
     def __init__(self, subject: Subject, patience: float, scratch: Path):
         self.subject, self.patience = subject, patience
         self._lost = threading.Event()
+        self._wandb: Any = None
         self._run: Any = None
         os.environ.update(QUIET)
         with self._asking("begin a run"):
@@ -327,16 +330,14 @@ class Record:
             if self._lost.is_set():
                 raise RuntimeError("it ended the run")
 
-    def abandon(self) -> None:
-        """End the run, whatever becomes of it."""
-        with suppress(Unsent):
-            self.close()
-
     @contextmanager
     def _asking(self, what: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # the client raises anything, and nothing of it is ours to mend
+            # Or the client would refuse the same run a second time, as being in use.
+            with suppress(Exception):
+                self._wandb.teardown()
             words = " ".join(redact(str(error)).split())[:300] or type(error).__name__
             raise Unsent(self._sentence(what, words)) from error
 

@@ -22,6 +22,10 @@ TROUBLE = {
 }
 
 
+in_use: set[str] = set()
+"""Runs that are being written; even one that could not begin, until the client is torn down."""
+
+
 def install(folder: Path) -> None:
     """Write the module that Python imports in place of the client."""
     here = str(Path(__file__).parent)
@@ -71,8 +75,9 @@ class Summary(dict):
 class Run:
     """A run that is being written."""
 
-    def __init__(self, settings: Any):
-        self.settings, self.summary, self.url = settings, Summary(), "https://example.org/run"
+    def __init__(self, id: str, settings: Any):
+        self.id, self.settings = id, settings
+        self.summary, self.url = Summary(), "https://example.org/run"
 
     def define_metric(self, name: str, **options: Any) -> None:
         hear("metric", name=name, **options)
@@ -93,6 +98,7 @@ class Run:
 
     def finish(self) -> None:
         hear("finish")
+        in_use.discard(self.id)
         if (folder() / "mode").exists() and (folder() / "mode").read_text() == "ended":
             self.settings.stop_fn()
 
@@ -145,8 +151,15 @@ def setup() -> SimpleNamespace:
     )
 
 
-def init(settings: Any, **given: Any) -> Run:
+def teardown() -> None:
+    in_use.clear()
+
+
+def init(id: str, settings: Any, **given: Any) -> Run:
+    if id in in_use:
+        raise ValueError(f"run ID {id} is in use")
+    in_use.add(id)
     environment = {name: os.environ.get(name) for name in ("WANDB_ERROR_REPORTING", "WANDB_SILENT")}
     kept = {name: v for name, v in vars(settings).items() if not callable(v)}
-    hear("init", settings=kept, environment=environment, argv=sys.argv, **given)
-    return Run(settings)
+    hear("init", id=id, settings=kept, environment=environment, argv=sys.argv, **given)
+    return Run(id, settings)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from fractal_core import (
     Store,
     Sweep,
     TinyNetworks,
+    duty,
     mirror,
     tracking,
 )
@@ -85,6 +87,7 @@ def client(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("STANDIN", str(folder))
     monkeypatch.setenv("WANDB_API_KEY", HEX)
     monkeypatch.setitem(sys.modules, "wandb", standin)
+    standin.teardown()
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: object())
     return folder
 
@@ -266,6 +269,21 @@ def test_trouble_is_one_sentence_with_the_remedy(tmp_path, client, mode):
     assert "sent to" in mirror.send(store)
 
 
+def test_a_server_that_comes_back_is_sent_what_it_missed(store, client, monkeypatch):
+    """While the run goes on, from the same process."""
+    monkeypatch.setattr(mirror, "STATUS_SECONDS", 0.05)
+    (client / "mode").write_text("down")
+    said: list[str] = []
+    with duty.lock(store.path):
+        follower = threading.Thread(target=lambda: said.append(mirror.follow(store)))
+        follower.start()
+        mischief.until(lambda: len(heard("init")) > 1, "a second try")
+        (client / "mode").unlink()
+        mischief.until(lambda: logged("points_done") and logged("map"), "what it missed")
+    follower.join()
+    assert said == [f"{store.path}: sent to https://example.org/run"]
+
+
 def test_a_large_map_is_sent_as_a_lattice(store, monkeypatch):
     """Every second row and column, so that the table can be read; points of the map itself."""
     monkeypatch.setattr(tracking, "MOST_ROWS", 40)
@@ -377,7 +395,14 @@ def test_a_detached_run_is_mirrored_too(tmp_path, client):
 def test_a_client_that_hangs_has_an_end(store, client):
     """The limit does not depend on it."""
     (client / "mode").write_text("hangs")
-    answer = fractal("track", str(store.path), "--patience", "0.1", cwd=client)
+    code = (
+        "import sys; from fractal_core import mirror; from fractal_core.__main__ import main\n"
+        f"mirror.GRACE_SECONDS = 0.0; sys.argv = ['fractal', 'track', {str(store.path)!r}, "
+        "'--patience', '0.1']; main()"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert answer.returncode == 2
     assert answer.stderr.count("\n") == 1
     assert answer.stderr.startswith("fractal: Weights & Biases hangs; ")
@@ -461,4 +486,5 @@ def test_the_client_itself_and_servers_in_every_trouble(tmp_path, monkeypatch):
             last = follower.last_words()
             assert last.endswith(f"`fractal track {store.path}` sends it again")
             assert follower.process.returncode == 2
+            assert re.search(r"connection refused|HTTP 429|deadline exceeded|error 401", last)
             print(last)
