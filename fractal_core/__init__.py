@@ -36,6 +36,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     tiny           2   TinyNetworks: one hidden layer, one network per grid point
     finetune       2   FineTune: fine-tuning a nanochat language model
     roughness      2   a map's dimension beside that of its nulls; companions
+    tracking       3   Weights & Biases: what of a run is sent, and how
     figures        3   maps for screen and paper
     records        3   the points of a run as a table
     single         3   one fine-tuning run, watched
@@ -55,6 +56,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     engine         6   runs the missing units of a run folder with a crew of workers
     control        6   start, stop and watch a run from outside
     cluster        7   workers on a Ray cluster
+    mirror         7   keeps Weights & Biases up to date with a run folder
     survey         7   points beside the map: pairs, floors, reruns, audits
     explore        7   views of the zoom notebook: addresses, costs, places
     pairing        8   pairs for a run folder: dimension, floors, nulls, verdict

@@ -1,18 +1,20 @@
 """Commands that look at what is there: show, export."""
 
 import dataclasses
-import io
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import tyro
 
 from fractal_core import adaptive, experiments, figures, records
 from fractal_core.errors import Refused
 from fractal_core.files import Files
+<<<<<<< HEAD
 from fractal_core.panels import panels_figure
 from fractal_core.store import Image
+=======
+from fractal_core.store import exported
+>>>>>>> track
 
 Run = tyro.conf.Positional[Path]
 
@@ -78,6 +80,7 @@ def export(run: Run, out: Run, /) -> None:
         run: The run folder.
         out: File to write; .npz or .csv.
     """
+<<<<<<< HEAD
     if out.suffix not in (".npz", ".csv"):
         raise Refused(f"{out}: the file name must end in .npz or .csv")
     image = experiments.read_run(run).image()
@@ -101,3 +104,10 @@ def _arrays(image: Image) -> bytes:
         **floats,
     )
     return buffer.getvalue()
+=======
+    if out.suffix != ".npz":
+        raise Refused(f"{out}: the file name must end in .npz")
+    data = exported(experiments.open_run(run).image())
+    Files(out.parent).put_latest(out.name, data)
+    print(out)
+>>>>>>> track
