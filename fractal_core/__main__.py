@@ -22,6 +22,7 @@ COMMANDS = {
     "refine": ("dimension", "train a run only where its boundary is, and audit the rest"),
     "table": ("dimension", "measure the six published windows"),
     "open": ("open", "open a notebook as an app on this machine"),
+    "chat": ("chat", "talk with a language model in a browser"),
     "bench": ("bench", "measure how fast this machine is, against other ways"),
     "doctor": ("health", "say what this machine is and whether a run folder will work on it"),
 }

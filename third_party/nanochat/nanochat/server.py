@@ -394,9 +394,7 @@ class Chat:
             )
         allowed = (f"http://{host}", f"https://{host}", self.allow_origin)
         if origin is not None and origin not in allowed and self.allow_origin != "*":
-            raise HTTPException(
-                403, "pages of another origin may not ask; --allow_origin lets one of them"
-            )
+            raise HTTPException(403, "pages of another origin may not ask this server")
 
 
 def is_local(name: str) -> bool:
