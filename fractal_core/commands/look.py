@@ -9,12 +9,8 @@ import tyro
 from fractal_core import adaptive, experiments, figures, records
 from fractal_core.errors import Refused
 from fractal_core.files import Files
-<<<<<<< HEAD
 from fractal_core.panels import panels_figure
-from fractal_core.store import Image
-=======
 from fractal_core.store import exported
->>>>>>> track
 
 Run = tyro.conf.Positional[Path]
 
@@ -80,34 +76,9 @@ def export(run: Run, out: Run, /) -> None:
         run: The run folder.
         out: File to write; .npz or .csv.
     """
-<<<<<<< HEAD
     if out.suffix not in (".npz", ".csv"):
         raise Refused(f"{out}: the file name must end in .npz or .csv")
     image = experiments.read_run(run).image()
-    data = _arrays(image) if out.suffix == ".npz" else records.to_csv(image).encode()
+    data = exported(image) if out.suffix == ".npz" else records.to_csv(image).encode()
     Files(out.parent).put_latest(out.name, data)
     print(out)
-
-
-def _arrays(image: Image) -> bytes:
-    floats = {
-        name: getattr(image, name).filled(np.nan)
-        for name in ("measure", "first_loss", "tail_loss", "final_loss")
-    }
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        x=image.grid.x,
-        y=image.grid.y,
-        outcome=image.outcome.filled(0),
-        steps=image.steps.filled(0),
-        **floats,
-    )
-    return buffer.getvalue()
-=======
-    if out.suffix != ".npz":
-        raise Refused(f"{out}: the file name must end in .npz")
-    data = exported(experiments.open_run(run).image())
-    Files(out.parent).put_latest(out.name, data)
-    print(out)
->>>>>>> track

@@ -23,7 +23,7 @@ def track(run: Run, /, *, follow: bool = False, patience: float = mirror.PATIENC
         patience: Seconds that the server may take to begin, to confirm files, and to end.
     """
     tracking.require_client()
-    store = experiments.open_run(run)
+    store = experiments.read_run(run)
     if follow:
         os.nice(10)  # the run comes first
     print((mirror.follow if follow else mirror.send)(store, patience))
