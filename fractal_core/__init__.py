@@ -14,6 +14,11 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     pulse          0   signs of progress
     files          0   named bytes under one folder: once, latest, atomic
     redact         0   takes secrets out of what is written
+    storage        0   where fetched data and models lie
+    messages       0   what a conversation is, and files of them
+    memos          0   generated documents with questions and answers
+    hub            0   data sets on the Hugging Face Hub
+    stream         0   the endless order of texts that a seed gives
     boundary       0   boundary cells, box counts, distance, safety margin
     dimension      1   box-counting dimension with interval, or why there is none
     kernels        1   training loops under one numerical contract
@@ -21,10 +26,15 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     seeing         1   how far labels can be trusted: flips, last places, distinct values
     nulls          1   smooth, quadratic and coin-flip nulls; the verdict
     sweep          1   Sweep, Unit, the plan of a map, the Experiment protocol, content id
+    conversations  1   fixed, tokenised, hashed training sets; the renderer is passed in
+    base           1   the small language model that runs start from
+    tuner          1   fine-tunes one model again and again from the same weights
+    docvqa         1   DocVQA as conversations: made, published, counted
     straddle       2   base points on a boundary, from a coarse map or along random chords
     pairs          2   flips against distance: cost, partners, dimension with interval
     store          2   a run folder: commit once, missing, image, verify
     tiny           2   TinyNetworks: one hidden layer, one network per grid point
+    finetune       2   FineTune: fine-tuning a nanochat language model
     roughness      2   a map's dimension beside that of its nulls; companions
     figures        3   maps for screen and paper
     records        3   the points of a run as a table

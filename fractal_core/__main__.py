@@ -16,6 +16,10 @@ COMMANDS = {
     "verify": ("work", "read every file of a run again"),
     "show": ("look", "draw a run as PNG, PDF or SVG"),
     "export": ("look", "write a run's arrays to one npz file, or its points to a csv"),
+    "base": ("tune", "make the small language model that fine-tuning starts from"),
+    "finetune": ("tune", "fine-tune a language model at one point, and watch it"),
+    "repro": ("tune", "train one point several times and compare the curves bit for bit"),
+    "probe-batch": ("tune", "find the largest batch that fits this device"),
     "pairs": ("rough", "measure the dimension of a boundary from pairs of runs"),
     "seeing": ("rough", "say how far labels can be trusted, and when a zoom ends"),
     "dim": ("dimension", "say how rough a boundary is, next to what is not fractal"),
@@ -44,7 +48,7 @@ def dispatch(arguments: list[str]) -> int:
     require_known("command", name, COMMANDS)
     module = importlib.import_module(f"fractal_core.commands.{COMMANDS[name][0]}")
     code = tyro.cli(
-        getattr(module, name),
+        getattr(module, name.replace("-", "_")),
         prog=f"fractal {name}",
         args=rest,
         config=(tyro.conf.FlagCreatePairsOff,),

@@ -151,7 +151,7 @@ class Store:
         except FileNotFoundError:
             if self.files.list("units"):
                 raise Refused(f"{path}/plan.json is gone; restore it from a copy") from None
-            units = plan(sweep.grid.shape)
+            units = plan(sweep.grid.shape, sweep.experiment.block)
         except (ValueError, KeyError, TypeError):
             raise Refused(f"{path}/plan.json is damaged; restore it from a copy") from None
         self.units = {unit.key: unit for unit in units}
@@ -185,7 +185,7 @@ class Store:
         draft = path.parent / f".draft-{uuid.uuid4().hex}"
         axes = io.BytesIO()
         np.savez(axes, x=sweep.grid.x, y=sweep.grid.y)
-        units = plan(sweep.grid.shape, block)
+        units = plan(sweep.grid.shape, block or sweep.experiment.block)
         try:
             files = Files(draft)
             files.put_once("axes.npz", axes.getvalue())

@@ -48,8 +48,8 @@ def show(
     """
     if panels and (child or (palette, quantity) != ("split", "measure")):
         raise Refused("panels have their own colours; leave out --palette, --quantity and --child")
-    store = experiments.open_run(run)
-    inner = experiments.open_run(child).sweep.region if child else None
+    store = experiments.read_run(run)
+    inner = experiments.read_run(child).sweep.region if child else None
     image = store.image()
     found = adaptive.refined(store, image)
     if quantity == "outcome" or panels:
@@ -80,7 +80,7 @@ def export(run: Run, out: Run, /) -> None:
     """
     if out.suffix not in (".npz", ".csv"):
         raise Refused(f"{out}: the file name must end in .npz or .csv")
-    image = experiments.open_run(run).image()
+    image = experiments.read_run(run).image()
     data = _arrays(image) if out.suffix == ".npz" else records.to_csv(image).encode()
     Files(out.parent).put_latest(out.name, data)
     print(out)

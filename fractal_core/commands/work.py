@@ -83,7 +83,8 @@ def crew_of(
         if devices:
             raise Refused("--devices names those of this machine; with --engine ray say --slots N")
         return cluster.hire(store.sweep.experiment.devices, slots)
-    places = machine.slots(store.sweep.experiment.devices, slots, devices)
+    experiment = store.sweep.experiment
+    places = machine.slots(experiment.devices, slots, devices, experiment.serial)
     return lambda store: LocalCrew(store.path, places)
 
 
@@ -130,7 +131,8 @@ def run(
 
     Args:
         run: The run folder.
-        slots: Worker processes that share the CPU, or each GPU; left out, 1.
+        slots: Worker processes that share the CPU, or each GPU; left out, 1, or one per core where
+            a run uses a single thread.
         devices: One slot each, for example cuda:0 cuda:1; left out, all that the experiment can use.
         engine: `local` is this machine, `ray` the cluster that `RAY_ADDRESS` names, or else one
             that is begun here.
@@ -187,7 +189,7 @@ def status(run: Run, /, *, as_json: Json = False) -> None:
         run: The run folder.
         as_json: One JSON object and nothing else.
     """
-    state = control.progress(experiments.open_run(run))
+    state = control.progress(experiments.read_run(run))
     if as_json:
         print(json.dumps(dataclasses.asdict(state)))
         return
@@ -229,7 +231,7 @@ def stop(run: Run, /) -> None:
     Args:
         run: The run folder.
     """
-    experiments.open_run(run)
+    experiments.read_run(run)
     print(f"{run}: stopped" if control.stop(run) else f"{run}: nobody works on it")
 
 
@@ -240,7 +242,7 @@ def verify(run: Run, /, *, as_json: Json = False) -> None:
         run: The run folder.
         as_json: One JSON object and nothing else.
     """
-    store = experiments.open_run(run)
+    store = experiments.read_run(run)
     moved = store.verify()
     units = len(store.files.list("units"))
     if as_json:
