@@ -15,11 +15,11 @@ COMMANDS = {
     "stop": ("work", "end the process that works on a run"),
     "verify": ("work", "read every file of a run again"),
     "show": ("look", "draw a run as PNG, PDF or SVG"),
-    "export": ("look", "write a run's arrays to one npz file, or its points to a csv"),
     "base": ("tune", "make the small language model that fine-tuning starts from"),
     "finetune": ("tune", "fine-tune a language model at one point, and watch it"),
     "repro": ("tune", "train one point several times and compare the curves bit for bit"),
     "probe-batch": ("tune", "find the largest batch that fits this device"),
+    "export": ("look", "write a run's arrays to one npz file, or its points to a csv"),
     "pairs": ("rough", "measure the dimension of a boundary from pairs of runs"),
     "seeing": ("rough", "say how far labels can be trusted, and when a zoom ends"),
     "dim": ("dimension", "say how rough a boundary is, next to what is not fractal"),
@@ -33,7 +33,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The list of commands."""
-    lines = [f"  {name:<8} {summary}" for name, (_, summary) in COMMANDS.items()]
+    lines = [f"  {name:<11} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "usage: fractal COMMAND ... (fractal COMMAND --help tells more)\n" + "\n".join(lines)
 
 

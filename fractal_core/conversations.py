@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from filelock import FileLock
@@ -165,6 +165,7 @@ def digest_of(source: str, split: Split, fingerprint: str, max_tokens: int) -> s
         return None
 
 
+@runtime_checkable
 class Origin(Protocol):
     """Where conversations come from."""
 

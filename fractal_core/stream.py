@@ -1,6 +1,6 @@
 """The endless order of texts that a seed gives, and how many steps a budget of tokens is."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int32, Int64
 from fractal_core.errors import Refused
 
 
+@runtime_checkable
 class Texts(Protocol):
     """Tokenised conversations."""
 

@@ -65,18 +65,22 @@ def pack(
 def attend_apart(q: Tensor, k: Tensor, v: Tensor, packed: Packed, grouped: bool) -> Tensor:
     """Causal attention within every text; q, k, v are (1, heads, N, D), and so is the answer.
 
-    On a CPU text by text. Elsewhere, where many small calls are dear, in one call over the
-    rectangle: what fills it up stands after every text, where no token of it looks.
+    On a CPU text by text. Elsewhere, where many small calls are dear, in one call.
     """
-    if q.device.type == "cpu":
-        texts = zip(*(x.split(packed.lengths, dim=2) for x in (q, k, v)), strict=True)
-        return torch.cat(
-            [
-                F.scaled_dot_product_attention(*text, is_causal=True, enable_gqa=grouped)
-                for text in texts
-            ],
-            dim=2,
-        )
+    attend = _one_by_one if q.device.type == "cpu" else _at_once
+    return attend(q, k, v, packed, grouped)
+
+
+def _one_by_one(q: Tensor, k: Tensor, v: Tensor, packed: Packed, grouped: bool) -> Tensor:
+    texts = zip(*(x.split(packed.lengths, dim=2) for x in (q, k, v)), strict=True)
+    attended = [
+        F.scaled_dot_product_attention(*text, is_causal=True, enable_gqa=grouped) for text in texts
+    ]
+    return torch.cat(attended, dim=2)
+
+
+def _at_once(q: Tensor, k: Tensor, v: Tensor, packed: Packed, grouped: bool) -> Tensor:
+    """Attention over a rectangle; what fills it up stands after every text, where none looks."""
     count, longest = len(packed.lengths), max(packed.lengths)
 
     def rectangle(x: Tensor) -> Tensor:
