@@ -15,7 +15,7 @@ def records(image: Image) -> pd.DataFrame:
     Returns:
         Columns `x`, `y`, `outcome` (its name), `measure`, `first_loss`, `tail_loss`, `final_loss`,
         `ratio`, `steps` and `seconds`, as in `Outcomes`. The ratio is the tail over the first
-        loss, below 1 (to its last bit) where a run is trainable, NaN where the first loss is not finite. A
+        loss, by which a run is judged; it is NaN where the first loss is zero or not finite. A
         missing point has its x and y and nothing else.
     """
     known = ~np.ma.getmaskarray(image.outcome).ravel()

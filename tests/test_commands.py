@@ -223,7 +223,7 @@ def test_detached_runs_finish_by_themselves(finished):
         ("zoom done r --cells a:b 0:4", "FIRST:PAST_LAST"),
         ("run nowhere", "not a run folder"),
         ("show done --out map.gif", "svg"),
-        ("export done out.csv", "npz"),
+        ("export done out.txt", "npz or .csv"),
         ("shwo done", "did you mean show"),
         ("status done/sweep.json", "not a run folder"),
         ("export done done/plan.json/x.npz", "another name"),
