@@ -13,18 +13,19 @@ trained on does not change under it.
 import hashlib
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 from filelock import FileLock
 from jaxtyping import Bool, Int32, Int64
 
 from fractal_core import hub, memos, messages
-from fractal_core.errors import Refused, require_known
+from fractal_core.errors import Refused
 from fractal_core.files import Files
 from fractal_core.messages import Conversation
 from fractal_core.storage import storage as storage
@@ -99,7 +100,6 @@ def conversations(source: str, split: Split) -> list[Conversation]:
     Raises:
         Refused: The source is none of the above, cannot be had, or holds what is no conversation.
     """
-    require_known("split", split, ("train", "validation"))
     return _origin(source).read(split)
 
 
@@ -130,7 +130,6 @@ def tokenised(
     Raises:
         Refused: The source cannot be had, or there is nothing to learn in any of it.
     """
-    require_known("split", split, ("train", "validation"))
     if max_tokens < 2:
         raise Refused(f"rows of {max_tokens} tokens predict nothing; allow at least 2")
     origin = _origin(source)
@@ -153,40 +152,35 @@ def digest_of(source: str, split: Split, fingerprint: str, max_tokens: int) -> s
     Raises:
         Refused: The source is none of the above, or a file of it cannot be read.
     """
-    require_known("split", split, ("train", "validation"))
     known = _origin(source).known()
     if known is None:
         return None
     path = storage() / "tokens" / _key(known, split, fingerprint, max_tokens)
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return str(arrays["digest"])
     except Exception:  # noqa: BLE001 - a damaged archive raises whatever its reader stumbles over
         return None
 
 
-@runtime_checkable
-class Origin(Protocol):
+class Origin(ABC):
     """Where conversations come from."""
 
-    def known(self) -> str | None:
-        """As `pinned`, or None where that would take a network."""
-        ...
-
+    @abstractmethod
     def pinned(self) -> str:
-        """What fixes the content."""
-        ...
+        """The source with what fixes its content."""
 
+    def known(self) -> str | None:
+        """The same, or None where that would take a network."""
+        return self.pinned()
+
+    @abstractmethod
     def read(self, split: Split) -> list[Conversation]:
         """The conversations of a split."""
-        ...
 
 
-class Generated:
+class Generated(Origin):
     """The documents that are made here."""
-
-    def known(self) -> str:
-        return self.pinned()
 
     def pinned(self) -> str:
         return f"builtin@{memos.digest()}"
@@ -196,14 +190,11 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class Lines:
+class Lines(Origin):
     """Files of JSON lines; with one alone, some of its conversations are for validation."""
 
     train: Path
     validation: Path | None
-
-    def known(self) -> str:
-        return self.pinned()
 
     def pinned(self) -> str:
         paths = [self.train, *([self.validation] if self.validation else [])]
@@ -216,7 +207,7 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class OnHub:
+class OnHub(Origin):
     """A set on the Hugging Face Hub."""
 
     repo: str
@@ -251,6 +242,8 @@ class OnHub:
     def fetch(self) -> list[str]:
         """Fetch what is missing; returns the names of what was fetched."""
         folder = self.folder()
+        if not hub.missing(folder):  # so that a storage folder may be read-only once it is full
+            return []
         with FileLock(self.files.root / "lock"):
             return hub.fetch(self.repo, folder.name, folder)
 

@@ -1,5 +1,6 @@
 """Experiments and presets by name, and the way back from a run folder to its sweep."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -146,13 +147,21 @@ def _parse(name: str, kind: Any, text: str) -> Any:
     options = get_args(kind) or (kind,)
     if text.lower() == "none" and type(None) in options:
         return None
+    if bool in options:
+        if text.lower() not in ("true", "false"):
+            raise Refused(f"{name}={text}: that setting takes true or false")
+        return text.lower() == "true"
     for option in (int, float):
         if option in options:
             try:
-                return option(text)
+                value = float(text)
             except ValueError:
-                kind_of = "whole number" if option is int else "number"
-                raise Refused(f"{name}={text}: that setting takes a {kind_of}") from None
+                value = math.nan
+            if option is int and not value.is_integer():
+                raise Refused(f"{name}={text}: that setting takes a whole number")
+            if math.isnan(value):
+                raise Refused(f"{name}={text}: that setting takes a number")
+            return option(text if text.lstrip("+-").isdecimal() else value)
     return text
 
 

@@ -205,11 +205,10 @@ class FineTune:
 
     def contract(self, seed: int) -> dict[str, str]:
         """Hashes of weights and tokens, and the versions that decide bits."""
-        texts = _texts(self.checkpoint, self.data, "train")
         return {
             "arithmetic": ARITHMETIC,
             "weights_sha256": _weights_digest(self.checkpoint),
-            "data_sha256": texts.digest,
+            "data_sha256": self.texts("train").digest,
             "nanochat": metadata.version("nanochat"),
             "torch": metadata.version("torch"),
         }
@@ -266,8 +265,7 @@ class FineTune:
         """Losses of a run: as set, or as many as see the budget of tokens."""
         if self.num_tokens is None:
             return self.num_steps
-        texts = _texts(self.checkpoint, self.data, "train")
-        stream = _stream(texts, self.sequence_length, seed)
+        stream = _stream(self.texts("train"), self.sequence_length, seed)
         return stream.steps(self.num_tokens, self.batch_size * self.accumulation, MAX_STEPS)
 
     def multipliers(self, steps: int) -> tuple[float, ...]:
@@ -308,6 +306,14 @@ class FineTune:
     def tuner(self) -> "Tuner":
         """The model and its texts on the device, loaded once in a process."""
         return _tuner(self.checkpoint, self.data, self.device, self.dtype, self.compiled)
+
+    def texts(self, split: conversations.Split) -> conversations.TokenSet:
+        """The conversations as tokens of the checkpoint's own tokenizer."""
+        return _texts(self.checkpoint, self.data, split)
+
+    def place(self) -> tuple[Path, int]:
+        """Folder and step of the checkpoint."""
+        return _place(self.checkpoint)
 
     def run(
         self,

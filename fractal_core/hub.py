@@ -83,7 +83,6 @@ def fetch(repo: str, commit: str, folder: Path) -> list[str]:
             repo_type="dataset",
             revision=commit,
             local_dir=str(folder),
-            force_download=True,
         )
         asked(f"{repo}@{commit}", load)
     _seal(folder).write_text(json.dumps(wanted, indent=1))
@@ -97,6 +96,14 @@ def missing(folder: Path) -> bool:
         return any(_size(folder / name) != size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return True
+
+
+def open_file(repo: str, commit: str, name: str) -> Any:
+    """A file of a data set, open for reading; what is read of it is fetched, and nothing else."""
+    import huggingface_hub
+
+    there = huggingface_hub.HfFileSystem(endpoint=client().endpoint)
+    return there.open(f"datasets/{repo}@{commit}/{name}", "rb", block_size=2**20)
 
 
 def splits(folder: Path) -> list[str]:
@@ -157,8 +164,13 @@ def asked(what: str, question: Callable[[], T]) -> T:
     http = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage] - of whichever HTTP library
     troubles = (http, ConnectionError, TimeoutError, errors.LocalEntryNotFoundError)
 
+    def offline(error: BaseException) -> bool:
+        # The client may hide it behind another error, as it does a lost way to the Hub.
+        chain = (error, error.__cause__, error.__context__)
+        return any(isinstance(one, errors.OfflineModeIsEnabled) for one in chain)
+
     def passing(error: BaseException) -> bool:
-        if isinstance(error, errors.OfflineModeIsEnabled) or _is_offline(error):
+        if offline(error):
             return False
         if isinstance(error, errors.HfHubHTTPError):
             status = error.response.status_code
@@ -181,10 +193,14 @@ def asked(what: str, question: Callable[[], T]) -> T:
             "`hf auth login`"
         ) from None
     except (*troubles, RuntimeError, errors.HFValidationError) as error:
+        if offline(error):
+            raise Refused(
+                f"{what} is not stored here and HF_HUB_OFFLINE is set; fetch it once without"
+            ) from None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise Refused(
             f"{what} is not stored here and the Hub does not give it ({reason}); try again with "
-            "a network and without HF_HUB_OFFLINE, what was fetched is kept"
+            "a network, what was fetched is kept"
         ) from None
 
 
@@ -220,11 +236,6 @@ def _readable(folder: Path) -> Iterator[None]:
         raise Refused(
             f"{folder} does not read as a data set ({reason}); remove it to fetch it anew"
         ) from None
-
-
-def _is_offline(error: BaseException) -> bool:
-    cause = error.__cause__ or error.__context__
-    return cause is not None and type(cause).__name__ == "OfflineModeIsEnabled"
 
 
 def _seal(folder: Path) -> Path:

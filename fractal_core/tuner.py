@@ -166,7 +166,7 @@ class Tuner:
     def tokens(self, settings: RunSettings) -> list[int]:
         """Learned tokens of every step of a settings."""
         return [
-            sum(len(batch.targets) for batch in self._batch(settings, step))
+            sum(len(batch.targets) for batch in self.batch(settings, step))
             for step in range(len(settings.multipliers))
         ]
 
@@ -211,7 +211,7 @@ class Tuner:
         losses_of = self._losses or self.model.packed_losses
         world = world_size()
         # Processes that train together share the micro-batches of a step.
-        mine = self._batch(settings, step)[dist.get_rank() if world > 1 else 0 :: world]
+        mine = self.batch(settings, step)[dist.get_rank() if world > 1 else 0 :: world]
         for batch in mine:
             loss = losses_of(batch).mean() / len(mine)
             if optimizers.params:
@@ -221,7 +221,7 @@ class Tuner:
             dist.all_reduce(total)
         return total / world
 
-    def _batch(self, settings: RunSettings, step: int) -> list[Packed]:
+    def batch(self, settings: RunSettings, step: int) -> list[Packed]:
         """The micro-batches of a step, packed on the device; kept for the runs to come."""
         kept = self._batches.setdefault(settings.beginning[2:], {})
         if len(self._batches) > KEPT_ORDERS:

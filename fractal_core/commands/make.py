@@ -19,6 +19,7 @@ from fractal_core.sweep import Sweep
 
 Run = tyro.conf.Positional[Path]
 Bounds = tuple[float, float]
+Settings = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")]
 
 
 def demo(
@@ -89,6 +90,21 @@ def warn(sweep: Sweep) -> None:
         print(f"note: {sentence}", file=sys.stderr)
 
 
+def settings_of(items: Settings) -> dict[str, Any]:
+    """Settings by name, still as text.
+
+    Raises:
+        Refused: One of them has no name.
+    """
+    found = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise Refused(f"--set {item}: write NAME=VALUE")
+        found[name] = value
+    return found
+
+
 def new(
     run: Run,
     /,
@@ -103,7 +119,7 @@ def new(
     steps: int | None = None,
     dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None,
     seed: int = 0,
-    settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")] = (),
+    settings: Settings = (),
     force: bool = False,
 ) -> None:
     """Make a run folder. Nothing is trained: `fractal run` does that.
@@ -125,12 +141,7 @@ def new(
         force: Allow neighbouring values that the arithmetic cannot tell apart.
     """
     chosen = experiments.preset(preset)
-    changes: dict[str, object] = {}
-    for item in settings:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise Refused(f"--set {item}: write NAME=VALUE")
-        changes[name] = value
+    changes = settings_of(settings)
     given = {"axes": axes, length(chosen.experiment): steps, "dtype": dtype}
     changes |= {name: value for name, value in given.items() if value is not None}
     experiment = experiments.configure(chosen.experiment, changes)

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from fractal_core import control, duty, engine, experiments, machine
+from fractal_core import control, duty, engine, experiments, machine, tracking
 from fractal_core.duty import Busy, Share
 from fractal_core.engine import Crew, Stop
 from fractal_core.errors import Refused
@@ -122,6 +122,7 @@ def run(
     engine: Engine = "local",
     shard: str = "1/1",
     detach: bool = False,
+    track: bool = False,
 ) -> int:
     """Train the missing points of a run folder, coarse level first.
 
@@ -138,30 +139,51 @@ def run(
             that is begun here.
         shard: I/N: the I-th of N machines that share this folder and divide its units.
         detach: Start it as a process of its own that outlives this terminal.
+        track: Mirror it at Weights & Biases meanwhile, from another process; see `fractal track`.
     """
     store = experiments.open_run(run)
     share = Share.parse(shard)
     hire = crew_of(store, slots, devices, engine)
+    if track:
+        from fractal_core import mirror  # it draws, which no run needs
+
+        tracking.require_client()
     if detach and store.missing():
         options = [*(["--slots", str(slots)] if slots else []), "--engine", engine]
         options += ["--devices", *devices] if devices else []
         options += ["--shard", shard] if share.count > 1 else []
         pid = control.start_detached(run, options)
         print(f"{run}: process {pid} works on it, log in {run}/state/log.txt")
+        if track:
+            follower = mirror.start(run)
+            print(f"{run}: process {follower.process.pid} mirrors it, log in {follower.log}")
         return 0
+    follower = mirror.start(run) if track else None
+    code = _train_or_watch(store, hire, share)
+    if follower and code in (0, FAILED):
+        print(f"{run}: waiting for Weights & Biases (Ctrl-C ends the waiting)", file=sys.stderr)
+        with contextlib.suppress(KeyboardInterrupt):
+            print(follower.last_words(), file=sys.stderr)
+    return code
+
+
+def _train_or_watch(store: Store, hire: Callable[[Store], Crew], share: Share) -> int:
+    """Train what is missing, or look on while another process does; returns the exit code."""
+    path = store.path
     try:
         code = train(store, hire, share)
     except Busy as busy:
-        if not duty.lock_holder(run):
+        if not duty.lock_holder(path):
             raise
         print(f"{busy}; this one only looks (Ctrl-C ends the looking)", file=sys.stderr)
         return _watch(store)
     if code:
         return code
-    if store.missing():
-        print(f"{run}: share {shard} is complete, {len(store.missing())} units of others are not")
+    if lacking := len(store.missing()):
+        which = f"{share.index}/{share.count}"
+        print(f"{path}: share {which} is complete, {lacking} units of others are not")
     else:
-        print(f"{run}: complete; draw it with `fractal show {run} --out {run}/map.png`")
+        print(f"{path}: complete; draw it with `fractal show {path} --out {path}/map.png`")
     return 0
 
 

@@ -82,12 +82,10 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(mean, mu) if group["nesterov"] else mean
 
     def _update(self, p: Tensor, direction: Tensor, group: dict) -> None:
-        update = zeropower_via_newtonschulz5(direction, group["ns_steps"]).to(p.dtype)
+        update = zeropower_via_newtonschulz5(direction, group["ns_steps"]).float()
         rate = group["lr"] * max(1.0, p.size(-2) / p.size(-1)) ** 0.5
-        if isinstance(rate, Tensor):
-            p.sub_(rate * update)
-        else:
-            p.add_(update, alpha=-rate)
+        # Not add_ with alpha: on a CPU that rounds the rate of bfloat16 weights to 8 bits.
+        p.sub_(rate * update)
 
 
 class DistMuon(Muon):
