@@ -98,19 +98,22 @@ def _determined() -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cudnn.deterministic,
         torch.get_float32_matmul_precision(),
+        torch.utils.deterministic.fill_uninitialized_memory,
     )
-    _determine(1, True, True, "highest")
+    # Nothing here reads what it has not written, so new memory need not be filled.
+    _determine(1, True, True, "highest", False)
     try:
         yield
     finally:
         _determine(*before)
 
 
-def _determine(threads: int, algorithms: bool, cudnn: bool, precision: str) -> None:
+def _determine(threads: int, algorithms: bool, cudnn: bool, precision: str, fill: bool) -> None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(algorithms)
     torch.backends.cudnn.deterministic = cudnn
     torch.set_float32_matmul_precision(precision)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 class Tuner:
@@ -187,14 +190,14 @@ class Tuner:
     ) -> Tensor:
         """One loss, and the update that follows from it."""
         if step or optimizers.scaler is not None:
-            loss = self._backward(settings, step, optimizers)
+            loss = self._loss(settings, step, optimizers, backward=update)
             if update:
                 optimizers.step()
             return loss
         if self._beginning is None or self._beginning.key != settings.beginning:
             # As large as the model, so only the last one is kept.
             self._beginning = None
-            loss = self._backward(settings, 0, optimizers)
+            loss = self._loss(settings, 0, optimizers)
             gradients = [p.grad for p in optimizers.params]
             self._beginning = _Beginning(settings.beginning, loss, gradients, optimizers.step())
         elif update:
@@ -203,8 +206,10 @@ class Tuner:
             optimizers.step(self._beginning.updates)
         return self._beginning.loss
 
-    def _backward(self, settings: RunSettings, step: int, optimizers: "_Optimizers") -> Tensor:
-        """The mean loss of a step's micro-batches; leaves their gradient behind."""
+    def _loss(
+        self, settings: RunSettings, step: int, optimizers: "_Optimizers", backward: bool = True
+    ) -> Tensor:
+        """The mean loss of a step's micro-batches; leaves their gradient behind, if asked for."""
         for p in optimizers.params:
             p.grad = None
         total = torch.zeros((), device=self.device)
@@ -214,7 +219,7 @@ class Tuner:
         mine = self.batch(settings, step)[dist.get_rank() if world > 1 else 0 :: world]
         for batch in mine:
             loss = losses_of(batch).mean() / len(mine)
-            if optimizers.params:
+            if backward and optimizers.params:
                 optimizers.scaled(loss).backward()
             total += loss.detach()
         if world > 1:

@@ -121,7 +121,7 @@ def test_norm_uses_the_fp32_epsilon_in_both_dtypes():
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_loss_over_supervised_positions_is_the_same(reduction, monkeypatch):
     """Leaving out what is not supervised changes neither the value nor the gradients."""
-    monkeypatch.setattr(gpt, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(packing, "ROWS_AT_ONCE", 5)
     model = tiny()
     generator = torch.Generator().manual_seed(1)
     idx = torch.randint(70, (3, 12), generator=generator)
@@ -139,7 +139,7 @@ def test_loss_over_supervised_positions_is_the_same(reduction, monkeypatch):
 
 def test_loss_over_supervised_positions_never_holds_all_logits(monkeypatch):
     """No tensor of it has a row for each position and a column for each token."""
-    monkeypatch.setattr(gpt, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(packing, "ROWS_AT_ONCE", 5)
     model, rows = tiny(), []
     logits_of = model._logits
     monkeypatch.setattr(model, "_logits", lambda x: rows.append(x.size(0)) or logits_of(x))

@@ -9,7 +9,6 @@ is float32; with a bfloat16 table this is what the reference does on a GPU.
 Letters: B batch, T positions, C width, H heads, K key-value heads, D width of a head, V vocabulary.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nanochat.adamw import AdamW, DistAdamW
 from nanochat.common import SEED, Refused, world_size
 from nanochat.muon import DistMuon, Muon
-from nanochat.packing import Packed, attend_apart
+from nanochat.packing import Packed, attend_apart, in_parts
 
 IGNORED = -1
 """The target of a position that is not supervised."""
@@ -34,8 +32,6 @@ NORM_EPS = torch.finfo(torch.float32).eps
 VOCAB_MULTIPLE = 64
 WIDTH_PER_LAYER = 64
 DEFAULT_HEAD_DIM = 128
-ROWS_AT_ONCE = 1024
-"""Positions whose logits exist at the same time in the loss over supervised positions."""
 
 
 @dataclass
@@ -138,21 +134,24 @@ class CausalSelfAttention(nn.Module):
         cos_sin: tuple[Tensor, Tensor],
         kv_cache: Any = None,
         packed: Packed | None = None,
+        asking: Tensor | None = None,
     ) -> Tensor:
         B, T, C = x.shape
-        cos, sin = cos_sin
-        q = self.c_q(x).view(B, T, self.n_head, self.head_dim)
+        cos, sin = asked = cos_sin
+        if packed is not None and asking is not None:
+            asked = tuple(table.index_select(1, packed.learned) for table in cos_sin)
+        q = self.c_q(x if asking is None else asking).view(B, -1, self.n_head, self.head_dim)
         k = self.c_k(x).view(B, T, self.n_kv_head, self.head_dim)
         v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim).transpose(1, 2)
-        q = norm(apply_rotary_emb(q, cos, sin)).transpose(1, 2)
+        q = norm(apply_rotary_emb(q, *asked)).transpose(1, 2)
         k = norm(apply_rotary_emb(k, cos, sin)).transpose(1, 2)
         if kv_cache is not None:
             k, v = kv_cache.insert_kv(self.layer_idx, k, v)
         if packed is None:
             y = self._attend(q, k, v)
         else:
-            y = attend_apart(q, k, v, packed, self.n_head != self.n_kv_head)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+            y = attend_apart(q, k, v, packed, self.n_head != self.n_kv_head, asking is None)
+        return self.c_proj(y.transpose(1, 2).reshape(B, -1, C))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         grouped = self.n_head != self.n_kv_head
@@ -191,8 +190,14 @@ class Block(nn.Module):
         cos_sin: tuple[Tensor, Tensor],
         kv_cache: Any = None,
         packed: Packed | None = None,
+        last: bool = False,
     ) -> Tensor:
-        x = x + self.attn(norm(x), cos_sin, kv_cache, packed)
+        if packed is None or not last:
+            x = x + self.attn(norm(x), cos_sin, kv_cache, packed)
+        else:
+            # From here on a token whose successor is not learned is of no use but to be looked at.
+            asking = x.index_select(1, packed.learned)
+            x = asking + self.attn(norm(x), cos_sin, None, packed, norm(asking))
         return x + self.mlp(norm(x))
 
 
@@ -375,8 +380,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         x = norm(self.wte(idx))
         cos_sin = tuple(table[:, positions].to(x.dtype) for table in (self.cos, self.sin))
-        for block in self.blocks:
-            x = block(x, cos_sin, kv_cache, packed)
+        for left, block in zip(reversed(range(len(self.blocks))), self.blocks, strict=True):
+            x = block(x, cos_sin, kv_cache, packed, last=not left)
         return norm(x)
 
     def packed_losses(self, packed: Packed) -> Tensor:
@@ -390,7 +395,7 @@ class GPT(nn.Module):
         self._require_positions(max(packed.lengths))
         with torch.autocast(packed.ids.device.type, enabled=False):
             x = self._through_blocks(packed.ids[None], packed.positions, packed=packed)
-            return self._losses_at(x[0].index_select(0, packed.learned), packed.targets)
+            return self._losses_at(x[0], packed.targets)
 
     def _logits(self, x: Tensor) -> Tensor:
         head = self.wte if self.lm_head is None else self.lm_head
@@ -416,12 +421,7 @@ class GPT(nn.Module):
         def losses_of(x: Tensor, targets: Tensor) -> Tensor:
             return F.cross_entropy(self._logits(x), targets, reduction="none")
 
-        if len(targets) <= ROWS_AT_ONCE:
-            return losses_of(x, targets)
-        # The logits of a part are computed again in the backward pass, not kept.
-        again = functools.partial(checkpoint, losses_of, use_reentrant=False)
-        parts = zip(x.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True)
-        return torch.cat([cast(Tensor, again(*part)) for part in parts])
+        return in_parts(losses_of, x, targets)
 
     @torch.inference_mode()
     def generate(
