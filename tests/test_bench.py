@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from fractal_core.bench import tiny
+from fractal_core.bench import finetune, tiny
 from fractal_core.bench.rounds import Rates, matrix_peak, take_turns
+from fractal_core.bench.standin import Shape
 
 
 @pytest.mark.parametrize("case", list(tiny.cases()), ids=str)
@@ -61,3 +62,37 @@ def test_the_command_prints_one_json_object():
     (row,) = report["cases"]
     assert row["rates"]["kernel"] > 0
     assert set(row["times_faster"]) == {"paper", "tuned", "torch"}
+
+
+SMALL = finetune.Case(Shape(1, 512, 48, 24), steps=3, side=2)
+
+
+@pytest.fixture(scope="module", params=finetune.MEASURES)
+def tuned(request):
+    """What is measured of small runs, in one round."""
+    return request.param, finetune.MEASURES[request.param](SMALL, 1)
+
+
+def test_the_old_way_trains_the_same_runs(tuned):
+    """Curves of both ways agree up to rounding, and every turn gave the same bits."""
+    what, found = tuned
+    for curves in found.curves.values():
+        assert curves.shape[-2:] == ({"training": 1, "everything": 2}[what], SMALL.steps)
+        np.testing.assert_allclose(curves, found.curves[finetune.OLD], rtol=1e-3)
+    assert (np.ptp(found.curves[finetune.NEW], axis=1) > 1e-2).all()
+    assert found.repeated
+
+
+def test_the_report_of_fine_tuning_holds_what_was_measured(tuned):
+    """Start, steps, points, ratios, differences and hashes, as one JSON object."""
+    what, found = tuned
+    report = json.loads(json.dumps(found.report()))
+    per = {"training": ["step"], "everything": ["step", "point"]}[what]
+    for name in per:
+        assert set(report[f"seconds_per_{name}"]) == {finetune.NEW, finetune.OLD}
+        assert len(report[f"times_faster_per_{name}"]) == 2
+    assert report["seconds_to_start"][finetune.OLD] > 0
+    assert set(report["largest_difference"]) == {finetune.NEW, "permuted"}
+    assert set(report["curves_sha256"]) == {finetune.NEW, finetune.OLD, "permuted"}
+    assert report["case"]["steps"] == SMALL.steps
+    assert report["texts"]["texts"] == 24

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from nanochat import gpt
+from nanochat import gpt, packing
 from nanochat.common import Refused
 from nanochat.gpt import GPT, GPTConfig
 from nanochat_golden import alive, batch, golden, golden_model, relative, tensors, worst

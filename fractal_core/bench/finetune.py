@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from fractal_core.tuner import RunSettings, Tuner
 
 NEW, OLD = "fractal", "afresh"
+ORDERS = 3
+"""Orders of the rows of a batch that the old way is compared in with itself, for everything."""
+
 SCRIPT = Path(__file__).with_name("afresh.py")
 
 
@@ -65,7 +68,7 @@ class Case:
     steps: int
     device: Device = "cpu"
     dtype: Dtype = "float32"
-    side: int = 8
+    side: int = 10
     points: int = 2
 
     @classmethod
@@ -75,7 +78,7 @@ class Case:
             shape, steps = Shape(20, 65536, 1024, 400), {"training": 200, "everything": 9}[what]
             return cls(shape, steps, device, "bfloat16")
         if what == "training":
-            return cls(Shape(4, 65536, 1024, 400), 4)
+            return cls(Shape(4, 65536, 1024, 400), 3)
         return cls(Shape(2, 1024, 128, 85, 0.04), 9)
 
 
@@ -90,7 +93,7 @@ class Result:
         training: Steps per second.
         everything: Points per second; None where training alone was measured.
         curves: The losses of the points that both ways have trained, (points, steps) each; as
-            `permuted` those of the old way with its rows in another order.
+            `permuted` those of the old way with its rows in other orders, (..., points, steps).
         repeated: Whether every turn gave the same bits.
     """
 
@@ -144,8 +147,8 @@ def training(case: Case, rounds: int) -> Result:
             rates[NEW].append((len(curve) - first) / seconds)
             rates[OLD].append((len(curve) - first) / sum(old["steps"][counted]))
             starts.append(old["start"])
-            permuted = ground.afresh(settings, permuted=seed)["curve"]
-            for name, losses in ((NEW, curve), (OLD, old["curve"]), ("permuted", permuted)):
+            permuted = ground.afresh(settings, permuted=seed)
+            for name, losses in zip(curves, (curve, old["curve"], permuted["curve"]), strict=True):
                 curves[name].append(_filled(losses, case.steps))
         again = _timed(tuner, settings)[0]
         return Result(
@@ -182,11 +185,14 @@ def everything(case: Case, rounds: int) -> Result:
                 for turn in old[1:]
             ],
         }
-        permuted = [ground.afresh(settings, permuted=1) for settings in chosen.values()]
+        permuted = [
+            [_filled(ground.afresh(settings, draw)["curve"], case.steps) for draw in range(ORDERS)]
+            for settings in chosen.values()
+        ]
         curves = {
             NEW: new[-1].curves[list(chosen)],
             OLD: np.stack([_filled(run["curve"], case.steps) for run in old[-1]]),
-            "permuted": np.stack([_filled(run["curve"], case.steps) for run in permuted]),
+            "permuted": np.stack(permuted, axis=1),
         }
         bits = {turn.curves.tobytes() for turn in new}
         bits_afresh = {json.dumps([run["curve"] for run in turn]) for turn in old}
