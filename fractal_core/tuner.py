@@ -16,6 +16,8 @@ float32 products that are rounded afterwards, as few processors multiply bfloat1
 """
 
 import contextlib
+import ctypes
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,9 +37,15 @@ from torch import Tensor
 from fractal_core import pulse
 from fractal_core.stream import Stream, Texts
 
+deterministic: Any = torch.utils.deterministic
+"""Its one setting is made at run time, so checkers of types do not know it."""
+
 GROUPS = ("matrix", "embedding", "unembedding")
 KEPT_ORDERS = 8
 """Orders of texts whose packed batches are kept on the device."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Names of glibc's for `mallopt`."""
 
 LOOK_EVERY = 8
 """Steps between two looks at the losses on a device that works ahead of us."""
@@ -98,7 +106,7 @@ def _determined() -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cudnn.deterministic,
         torch.get_float32_matmul_precision(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        deterministic.fill_uninitialized_memory,
     )
     # Nothing here reads what it has not written, so new memory need not be filled.
     _determine(1, True, True, "highest", False)
@@ -113,7 +121,17 @@ def _determine(threads: int, algorithms: bool, cudnn: bool, precision: str, fill
     torch.use_deterministic_algorithms(algorithms)
     torch.backends.cudnn.deterministic = cudnn
     torch.set_float32_matmul_precision(precision)
-    torch.utils.deterministic.fill_uninitialized_memory = fill
+    deterministic.fill_uninitialized_memory = fill
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """Have the C library keep what a step gives back, as the next one asks for the same again."""
+    # Only glibc has it; elsewhere memory goes back and forth.
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 2**25)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class Tuner:
@@ -127,6 +145,8 @@ class Tuner:
 
     def __init__(self, model: GPT, texts: Texts, compiled: bool = False):
         self.model, self.texts, self.device = model, texts, model.get_device()
+        if self.device.type == "cpu":
+            _keep_memory()
         self._first = [p.detach().clone() for p in model.parameters()]
         self._losses = torch.compile(model.packed_losses, dynamic=True) if compiled else None
         self._batches: dict[tuple, dict[int, list[Packed]]] = {}

@@ -68,7 +68,7 @@ class Case:
     steps: int
     device: Device = "cpu"
     dtype: Dtype = "float32"
-    side: int = 10
+    side: int = 16
     points: int = 2
 
     @classmethod

@@ -4,10 +4,12 @@ They stand in for a checkpoint and a data set where none can be fetched. What a 
 on shapes, lengths and the share of learned tokens, and on nothing else.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import string
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,4 +95,5 @@ def _write_model(folder: Path, shape: Shape, words: list[str]) -> None:
             # A fresh model has zeros, which give most of the others no gradient.
             p.normal_(std=1.0 if "wte" in name else p.size(1) ** -0.5, generator=draw)
     meta = {"step": 0, "model_config": dataclasses.asdict(config)}
-    save_checkpoint(folder, 0, model.state_dict(), None, meta)
+    with contextlib.redirect_stdout(sys.stderr):  # it says where, and we may be asked for JSON only
+        save_checkpoint(folder, 0, model.state_dict(), None, meta)
