@@ -85,7 +85,9 @@ def finetune(
     if kept.exists() and not store.missing():
         result = json.loads(kept.read_text())
     elif leader:
-        with duty.lock(run), _curve(experiment.steps(seed), as_json) as tell:
+        # What nanochat says on the way must not mix with the answer.
+        says = contextlib.redirect_stdout(sys.stderr)
+        with duty.lock(run), says, _curve(experiment.length(seed), as_json) as tell:
             result = single.train(store, watch, tell)
     else:
         single.train(store, watch, lambda row: None)
