@@ -111,7 +111,9 @@ def one_run(path: Path, steps: int = 3) -> Store:
     (single / "metrics.jsonl").write_text(lines + '{"step": 99, "lo')
     sample = {"question": "who?", "expected": "he", "before": "??", "after": f"he {TOKEN}"}
     (single / "samples.json").write_text(json.dumps([sample]))
-    (single / "result.json").write_text(json.dumps({"outcome": "TRAINABLE", "ratio": 0.5}))
+    (single / "result.json").write_text(
+        json.dumps({"outcome": "TRAINABLE", "ratio": 0.5, "checkpoint": "/home/me"})
+    )
     (single / "checkpoint").mkdir()
     (single / "checkpoint" / "model_000003.pt").write_bytes(b"weights")
     return store
