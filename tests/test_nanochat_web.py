@@ -99,7 +99,7 @@ def serving(tokenizer, *models, defaults: Sampling | None = None, **options) -> 
                 model.go()
         thread.join(PATIENCE)
         workers.join()
-        assert not thread.is_alive()
+        assert not any(each.is_alive() for each in (thread, *workers._threads))
 
 
 class Served:
