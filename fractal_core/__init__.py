@@ -14,6 +14,11 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     pulse          0   signs of progress
     files          0   named bytes under one folder: once, latest, atomic
     redact         0   takes secrets out of what is written
+    storage        0   where fetched data and models lie
+    messages       0   what a conversation is, and files of them
+    memos          0   generated documents with questions and answers
+    hub            0   data sets on the Hugging Face Hub
+    stream         0   the endless order of texts that a seed gives
     boundary       0   boundary cells, box counts, distance, safety margin
     dimension      1   box-counting dimension with interval, or why there is none
     kernels        1   training loops under one numerical contract
@@ -21,17 +26,27 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     seeing         1   how far labels can be trusted: flips, last places, distinct values
     nulls          1   smooth, quadratic and coin-flip nulls; the verdict
     sweep          1   Sweep, Unit, the plan of a map, the Experiment protocol, content id
+    conversations  1   fixed, tokenised, hashed training sets; the renderer is passed in
+    base           1   the small language model that runs start from
+    tuner          1   fine-tunes one model again and again from the same weights
+    docvqa         1   DocVQA as conversations: made, published, counted
     straddle       2   base points on a boundary, from a coarse map or along random chords
     pairs          2   flips against distance: cost, partners, dimension with interval
     store          2   a run folder: commit once, missing, image, verify
     tiny           2   TinyNetworks: one hidden layer, one network per grid point
+    finetune       2   FineTune: fine-tuning a nanochat language model
     roughness      2   a map's dimension beside that of its nulls; companions
+    tracking       3   Weights & Biases: what of a run is sent, and how
     figures        3   maps for screen and paper
+    records        3   the points of a run as a table
+    single         3   one fine-tuning run, watched
+    rehearsal      3   fine-tuning in processes of their own: same bits? does it fit?
     experiments    3   experiments and presets by name; opens a run folder
     duty           3   who works on a run folder: locks, shares, journal
     outlook        3   where to go next, and how long the rest takes
     heatmap        3   the map on a canvas in a notebook
     warm           3   a process that forks runs within milliseconds
+    panels         4   trainability, final loss and both boundaries beside each other
     charts         4   flips against distance, for screen and paper
     plots          4   charts of dimensions
     worker         4   one process per slot, which trains units and commits them
@@ -41,6 +56,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     engine         6   runs the missing units of a run folder with a crew of workers
     control        6   start, stop and watch a run from outside
     cluster        7   workers on a Ray cluster
+    mirror         7   keeps Weights & Biases up to date with a run folder
     survey         7   points beside the map: pairs, floors, reruns, audits
     explore        7   views of the zoom notebook: addresses, costs, places
     pairing        8   pairs for a run folder: dimension, floors, nulls, verdict
@@ -58,7 +74,8 @@ Words: a *point* is one pair of values, a *cell* the small rectangle it stands i
 ended. Missing means not computed; it is a mask, never a value. A run that diverged is a result; a
 unit whose process died is not, and stays missing.
 
-Nothing here imports torch: it is loaded only by what trains with it.
+Nothing here imports torch: it is loaded only by what trains with it. `commands.chat` alone imports
+nanochat, the language model under third_party, and only when it is called.
 """
 
 from fractal_core.errors import Refused as Refused

@@ -15,13 +15,21 @@ COMMANDS = {
     "stop": ("work", "end the process that works on a run"),
     "verify": ("work", "read every file of a run again"),
     "show": ("look", "draw a run as PNG, PDF or SVG"),
+    "base": ("tune", "make the small language model that fine-tuning starts from"),
+    "finetune": ("tune", "fine-tune a language model at one point, and watch it"),
+    "repro": ("tune", "train one point several times and compare the curves bit for bit"),
+    "probe-batch": ("tune", "find the largest batch that fits this device"),
+    "export": ("look", "write a run's arrays to one npz file, or its points to a csv"),
     "export": ("look", "write a run's arrays to one npz file"),
+    "track": ("track", "send a run to Weights & Biases, or send it again"),
     "pairs": ("rough", "measure the dimension of a boundary from pairs of runs"),
     "seeing": ("rough", "say how far labels can be trusted, and when a zoom ends"),
     "dim": ("dimension", "say how rough a boundary is, next to what is not fractal"),
     "refine": ("dimension", "train a run only where its boundary is, and audit the rest"),
     "table": ("dimension", "measure the six published windows"),
+    "data": ("data", "make, fetch, publish or count sets of conversations"),
     "open": ("open", "open a notebook as an app on this machine"),
+    "chat": ("chat", "talk with a language model in a browser"),
     "bench": ("bench", "measure how fast this machine is, against other ways"),
     "doctor": ("health", "say what this machine is and whether a run folder will work on it"),
 }
@@ -29,7 +37,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The list of commands."""
-    lines = [f"  {name:<8} {summary}" for name, (_, summary) in COMMANDS.items()]
+    lines = [f"  {name:<11} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "usage: fractal COMMAND ... (fractal COMMAND --help tells more)\n" + "\n".join(lines)
 
 
@@ -44,7 +52,7 @@ def dispatch(arguments: list[str]) -> int:
     require_known("command", name, COMMANDS)
     module = importlib.import_module(f"fractal_core.commands.{COMMANDS[name][0]}")
     code = tyro.cli(
-        getattr(module, name),
+        getattr(module, name.replace("-", "_")),
         prog=f"fractal {name}",
         args=rest,
         config=(tyro.conf.FlagCreatePairsOff,),

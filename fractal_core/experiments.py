@@ -1,42 +1,58 @@
 """Experiments and presets by name, and the way back from a run folder to its sweep."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from fractal_core import machine
 from fractal_core.errors import Refused, require_known
+from fractal_core.finetune import FineTune
 from fractal_core.plane import Axis, Region
 from fractal_core.store import Store, read_grid, read_recipe
 from fractal_core.sweep import Sweep, canonical, from_json
 from fractal_core.tiny import TinyNetworks
 
-EXPERIMENTS: dict[str, type] = {"TinyNetworks": TinyNetworks}
+EXPERIMENTS: dict[str, type] = {"TinyNetworks": TinyNetworks, "FineTune": FineTune}
+
+Bounds = tuple[float, float]
 
 OVERVIEW = (1e-3, 1e6)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A named starting point: settings, and the window of the published picture.
+    """A named starting point: settings, and windows to look at.
 
     Args:
         experiment: The settings.
-        x: Ends of the published window.
+        x: Ends of the window of the published picture; None if none was published.
         y: The same for the rows.
         dimension: The box-counting dimension printed beside the published picture.
+        overview: Ends of x and y of a window that shows where everything is.
     """
 
-    experiment: TinyNetworks
-    x: tuple[float, float]
-    y: tuple[float, float]
-    dimension: float | None
+    experiment: Any
+    x: Bounds | None = None
+    y: Bounds | None = None
+    dimension: float | None = None
+    overview: tuple[Bounds, Bounds] = (OVERVIEW, OVERVIEW)
 
     def region(self, published: bool, rows: int, cols: int) -> Region:
-        """The published window, or the overview 1e-3 to 1e6 on both axes."""
-        names = self.experiment.axes
-        x, y = (self.x, self.y) if published else (OVERVIEW, OVERVIEW)
-        return Region(Axis(names[0], *x, points=cols), Axis(names[1], *y, points=rows))
+        """The published window, or the overview.
+
+        Raises:
+            Refused: No window was published.
+        """
+        (x, y), names = self.overview, self.experiment.axes
+        if published:
+            if self.x is None or self.y is None:
+                raise Refused("no window of this preset was published; leave --published out")
+            x, y = self.x, self.y
+        whole = map(self.experiment.whole, names)
+        axes = zip(names, (x, y), (cols, rows), whole, strict=True)
+        return Region(*(Axis(name, *ends, n, integer=i) for name, ends, n, i in axes))
 
 
 _TANH = TinyNetworks(arrays="full")
@@ -85,15 +101,30 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+# Windows of the fractal-llm study of nanochat.
+TUNING: dict[str, Preset] = {
+    "matrix-unembedding": Preset(FineTune(batch_size=16), overview=((1e-6, 3e-1), (1e-6, 1e-1))),
+    "lr-tokens": Preset(
+        FineTune(batch_size=16, axes=("learning_rate", "num_tokens")),
+        overview=((1e-6, 3e-1), (5e3, 5e5)),
+    ),
+}
+
 
 def preset(name: str) -> Preset:
-    """The preset of that name.
+    """The preset of that name; a language model is trained on a GPU, in bfloat16, if one is here.
 
     Raises:
         Refused: There is none; the sentence gives the nearest name.
     """
-    require_known("preset", name, PRESETS)
-    return PRESETS[name]
+    known = PRESETS | TUNING
+    require_known("preset", name, known)
+    chosen = known[name]
+    if name in TUNING and machine.gpus():
+        return replace(
+            chosen, experiment=replace(chosen.experiment, device="cuda", dtype="bfloat16")
+        )
+    return chosen
 
 
 def configure(experiment: Any, settings: dict[str, Any]) -> Any:
@@ -116,13 +147,21 @@ def _parse(name: str, kind: Any, text: str) -> Any:
     options = get_args(kind) or (kind,)
     if text.lower() == "none" and type(None) in options:
         return None
+    if bool in options:
+        if text.lower() not in ("true", "false"):
+            raise Refused(f"{name}={text}: that setting takes true or false")
+        return text.lower() == "true"
     for option in (int, float):
         if option in options:
             try:
-                return option(text)
+                value = float(text)
             except ValueError:
-                kind_of = "whole number" if option is int else "number"
-                raise Refused(f"{name}={text}: that setting takes a {kind_of}") from None
+                value = math.nan
+            if option is int and not value.is_integer():
+                raise Refused(f"{name}={text}: that setting takes a whole number")
+            if math.isnan(value):
+                raise Refused(f"{name}={text}: that setting takes a number")
+            return option(text if text.lstrip("+-").isdecimal() else value)
     return text
 
 
@@ -136,29 +175,42 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
         yield f"{where} was {before} and is {now}"
 
 
-def open_run(path: Path) -> Store:
-    """The store of an existing run folder.
+def read_run(path: Path) -> Store:
+    """The store of an existing run folder, to be looked at.
+
+    That takes neither the data and weights it was computed with nor the same versions.
 
     Raises:
-        Refused: It is not a run folder, is damaged, or was computed by code whose answers could
-            differ; the sentence says in what.
+        Refused: It is not a run folder, or is damaged.
     """
     recipe = read_recipe(path)
     try:
         kind = EXPERIMENTS[recipe["experiment"]]
         experiment = from_json(kind, recipe["settings"])
-        sweep = Sweep(experiment, read_grid(path, recipe), recipe["seed"])
+        sweep = Sweep(experiment, read_grid(path, recipe), recipe["seed"], recipe["contract"])
     except Refused:
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Refused(
             f"{path}/sweep.json is no recipe of this version ({error}); make the run anew"
         ) from None
-    if changed := list(_differences(recipe, {"id": recipe.get("id"), **sweep.recipe})):
+    if recipe.get("id") != sweep.id:
+        raise Refused(f"{path}/sweep.json was edited; restore it or make the run anew")
+    return Store(path, sweep)
+
+
+def open_run(path: Path) -> Store:
+    """The store of an existing run folder, to be trained in.
+
+    Raises:
+        Refused: It is not a run folder, is damaged, or was computed with something else than what
+            would be trained with now; the sentence says with what.
+    """
+    store = read_run(path)
+    now = replace(store.sweep, recorded=None).recipe
+    if changed := list(_differences(store.sweep.recipe, now)):
         raise Refused(
             f"{path} was made by code whose answers may differ: {'; '.join(changed)}; use the "
             "version that made the run, or make it anew"
         )
-    if recipe.get("id") != sweep.id:
-        raise Refused(f"{path}/sweep.json was edited; restore it or make the run anew")
-    return Store(path, sweep)
+    return store

@@ -63,7 +63,7 @@ def open_view(root: Path, name: str) -> View:
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise Refused(f"{name!r} is not the name of a run; choose one of those in {root}")
-    store = experiments.open_run(root / name)
+    store = experiments.read_run(root / name)
     parent = _parent_of(root, name)
     return View(store.sweep, root / name, store, root / parent if parent else None)
 
@@ -173,7 +173,7 @@ def address(view: View, preset: str = "") -> dict[str, str]:
         "y": f"{region.y.low!r},{region.y.high!r}",
         "grid": str(region.x.points),
         "steps": str(getattr(view.sweep.experiment, "steps", "")),
-        "dtype": view.sweep.experiment.dtype,
+        "dtype": getattr(view.sweep.experiment, "dtype", ""),
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Bool, Float64, UInt8
 from matplotlib import colormaps, style
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
@@ -31,6 +31,7 @@ from fractal_core.ticks import ticks
 
 QUANTITIES = ("measure", "outcome", "final_loss", "steps")
 RANKED = colormaps["cividis"]
+BLUES = ["#08224f", "#12468c", "#2474bd", "#5aa5dd", "#9bcdf0", "#cfe8fb"]
 FORMATS = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 PALE = 0.25
 MISSING = "#b0b0b0"
@@ -63,10 +64,9 @@ class Palette(NamedTuple):
 
 def _split() -> Colormap:
     """Blue against orange. The dark ends differ in lightness, so the border survives in grey."""
-    blue = ["#08224f", "#12468c", "#2474bd", "#5aa5dd", "#9bcdf0", "#cfe8fb"]
     orange = ["#fee9ae", "#fac765", "#f2a233", "#d97812", "#b45309", "#8a3604"]
     at = [*np.linspace(0, 0.5 - PALE / 2, 6), *np.linspace(0.5 + PALE / 2, 1, 6)]
-    pairs = list(zip(at, blue + orange, strict=True))
+    pairs = list(zip(at, BLUES + orange, strict=True))
     return LinearSegmentedColormap.from_list("split", pairs, N=1024)
 
 
@@ -132,16 +132,16 @@ def paint(
         table = np.array([to_rgb(c) for c in (MISSING, *PALETTES[palette].outcomes)])
         return (table * 255).round().astype(np.uint8)[image.outcome.filled(0)]
     if quantity != "measure":
-        return RANKED.with_extremes(bad=MISSING)(_ranks(getattr(image, quantity)), bytes=True)[
+        return RANKED.with_extremes(bad=MISSING)(ranks(getattr(image, quantity)), bytes=True)[
             ..., :3
         ]
     sides = PALETTES[palette].sides.with_extremes(bad=MISSING)
     return sides((equalise(image.measure, reference) + 1) / 2, bytes=True)[..., :3]
 
 
-def _ranks(values: np.ma.MaskedArray) -> np.ma.MaskedArray:
+def ranks(values: np.ma.MaskedArray) -> np.ma.MaskedArray:
     """Ranks of values of one sign, from 0 to 1; equal values, such as inf, share one."""
-    drawn = np.ma.masked_all(values.shape)
+    drawn = np.ma.masked_array(np.zeros(values.shape), True)
     known = ~np.ma.getmaskarray(values)
     different, inverse = np.unique(values.data[known], return_inverse=True)
     drawn[known] = inverse / max(len(different) - 1, 1)
@@ -182,7 +182,7 @@ def map_figure(
         raise Refused(f"a width of {width_mm} mm; choose between {WIDTHS[0]} and {WIDTHS[1]} mm")
     colours = paint(image, palette=palette, quantity=quantity)
     with style.context(["default", STYLE]):
-        page = _Page(float(width_mm), image.grid.region, labels)
+        page = Page(float(width_mm), image.grid.region, labels)
         page.paragraph(title or "", LARGE, page.left)
         if quantity == "measure":
             page.bar(
@@ -229,28 +229,44 @@ def save(figure: Figure, path: Path) -> None:
         raise Refused(f"cannot write {path}: {error.strerror}; choose another folder") from None
 
 
-class _Page:
-    """A figure filled from top to bottom in millimetres, whose height is what was needed."""
+class Page:
+    """A figure filled from top to bottom in millimetres, whose height is what was needed.
 
-    def __init__(self, width: float, region: Region, names: tuple[str, str] | None):
+    Args:
+        width: Of the page; `across` maps of this region stand beside each other.
+        names: Names of the x and y axis, in place of the names of the settings.
+        most: No map is larger than this.
+    """
+
+    def __init__(
+        self,
+        width: float,
+        region: Region,
+        names: tuple[str, str] | None = None,
+        across: int = 1,
+        most: float = math.inf,
+    ):
         self.figure, self.width, self.top = Figure(), width, MARGIN
-        most = min(8, max(4, round(width / 15)))
-        self.marks = marks = ticks(region.x, most), ticks(region.y, most)
+        about = min(8, max(5, round(width / across / 15)))
+        self.marks = marks = ticks(region.x, about), ticks(region.y, about)
+        room = min((width - 18) / across - 3 * (across > 1), most)
         self.labels = [
-            _wrap(f"{name}\n= {mark.note}" if mark.note else name, width - 18, NORMAL)
+            wrap(f"{name}\n= {mark.note}" if mark.note else name, room, NORMAL)
             for name, mark in zip(names or (region.x.name, region.y.name), marks, strict=True)
         ]
-        widest = max(_width(text, SMALL) for text in marks[1].labels)
+        widest = max(text_width(text, SMALL) for text in marks[1].labels)
         self.left = MARGIN + len(self.labels[1]) * LINE * NORMAL + GAP + widest + GAP + TICK
-        overhang = _width(marks[0].labels[-1], SMALL) / 2
-        self.side = width - self.left - max(MARGIN, overhang + GAP)
+        first, last = (text_width(marks[0].labels[end], SMALL) / 2 for end in (0, -1))
+        self.between = first + last + 2 * GAP
+        free = width - self.left - max(MARGIN, last + GAP) - (across - 1) * self.between
+        self.side = min(free / across, most)
         self.flip = Affine2D().scale(1 / INCH, -1 / INCH)
         self.mm = self.flip + self.figure.dpi_scale_trans
-        self.placed: list[tuple[Axes, float, float]] = []
+        self.placed: list[tuple[Axes, float, float, float]] = []
 
     def paragraph(self, text: str, size: float, left: float) -> None:
         """Wrapped text; nothing if it is empty."""
-        for line in _wrap(text, self.width - MARGIN - left, size):
+        for line in wrap(text, self.width - MARGIN - left, size):
             self.text(left, line, size)
             self.top += LINE * size
         self.top += GAP if text else 0
@@ -261,7 +277,7 @@ class _Page:
 
     def add_axes(self, height: float) -> Axes:
         axes = self.figure.add_axes((0, 0, 1, 1), label=f"{len(self.placed)}")
-        self.placed.append((axes, self.top, height))
+        self.placed.append((axes, self.left, self.top, height))
         self.top += height
         return axes
 
@@ -287,31 +303,33 @@ class _Page:
         """Squares of colour with a text each, in as many rows as they need."""
         x = self.left
         for colour, text in swatches:
-            length = SWATCH + 1.5 * GAP + _width(text, SMALL)
+            length = SWATCH + 1.5 * GAP + text_width(text, SMALL)
             if x > self.left and x + length > self.left + self.side:
                 x, self.top = self.left, self.top + LINE * SMALL + GAP
             square = Rectangle((x, self.top + 0.3), SWATCH, SWATCH, lw=0.3, ec="black", fc=colour)
             self.figure.add_artist(square).set_transform(self.mm)
-            self.text(x + length - _width(text, SMALL), text, SMALL)
+            self.text(x + length - text_width(text, SMALL), text, SMALL)
             x += length + 2.5
         self.top += LINE * SMALL + GAP if swatches else 0
 
-    def map_axes(self, grid: Grid) -> Axes:
-        """Empty axes for the map, in units of cells, with ticks and labels."""
+    def map_axes(self, grid: Grid, outer: tuple[bool, bool] = (True, True)) -> Axes:
+        """Empty axes for the map, in units of cells, with ticks; x and y are labelled if `outer`."""
         axes = self.add_axes(self.side)
         sides = ("x", axes.xaxis), ("y", axes.yaxis)
-        for (name, side), mark, label in zip(sides, self.marks, self.labels, strict=True):
+        rows = zip(sides, self.marks, self.labels, outer, strict=True)
+        for (name, side), mark, label, labelled in rows:
             places = _cells(grid, name, mark.values)
-            # Cells of an integer axis crowd its low decades, and there the labels would collide.
-            room = np.diff(places, prepend=-np.inf) * self.side / len(getattr(grid, name))
-            texts = np.where(room < CLOSE, "", mark.labels)
-            side.set_ticks(places, texts.tolist())
+            texts = _sparse(places * self.side / len(getattr(grid, name)), mark.labels, name == "x")
+            side.set_ticks(places, texts if labelled else [""] * len(texts))
             side.set_ticks(_cells(grid, name, mark.minor), minor=True)
-            side.set_label_text("\n".join(label), size=NORMAL, linespacing=1.1)
             side.set_tick_params(labelsize=SMALL, length=TICK / POINT, width=0.6, pad=GAP / POINT)
             side.set_tick_params(which="minor", length=TICK / POINT / 2, width=0.4)
             side.labelpad = GAP / POINT
-        self.top += TICK + GAP + LINE * SMALL + GAP + len(self.labels[0]) * LINE * NORMAL + GAP
+            if labelled:
+                side.set_label_text("\n".join(label), size=NORMAL, linespacing=1.1)
+        self.top += TICK + GAP
+        if outer[0]:
+            self.top += LINE * SMALL + GAP + len(self.labels[0]) * LINE * NORMAL + GAP
         return axes
 
     def finish(self, finest: int) -> Figure:
@@ -320,10 +338,24 @@ class _Page:
         self.figure.set_size_inches(self.width / INCH, height / INCH)
         self.figure.set_dpi(DOTS * math.ceil(max(1, finest * INCH / self.side / DOTS)))
         self.flip.translate(0, height / INCH)
-        for axes, top, high in self.placed:
-            low, left, wide = height - top - high, self.left / self.width, self.side / self.width
-            axes.set_position((left, low / height, wide, high / height))
+        for axes, left, top, high in self.placed:
+            low, wide = (height - top - high) / height, self.side / self.width
+            axes.set_position((left / self.width, low, wide, high / height))
         return self.figure
+
+
+def _sparse(at: Float64[np.ndarray, " n"], texts: Sequence[str], across: bool) -> list[str]:
+    """The texts at places in millimetres, empty where they would touch the one before.
+
+    It is wanted where the cells of an integer axis crowd its low decades, and in small panels.
+    """
+    kept, free = [], -math.inf
+    for place, text in zip(at.tolist(), texts, strict=True):
+        half = text_width(text, SMALL) / 2 if across else 0.0
+        clear = place - half >= free
+        kept.append(text if clear else "")
+        free = place + max(half + 2 * GAP, CLOSE - half) if clear else free
+    return kept
 
 
 def _swatches(image: Image, palette: str, quantity: str) -> list[tuple[str, str]]:
@@ -332,11 +364,16 @@ def _swatches(image: Image, palette: str, quantity: str) -> list[tuple[str, str]
     if quantity == "outcome":
         texts = ("trainable", "untrainable", "diverged")
         named += zip(PALETTES[palette].outcomes, texts, strict=True)
-    share = 100 * np.ma.getmaskarray(image.outcome).mean()
-    if share > 0:
-        amount = "< 1" if share < 1 else "> 99" if 99 < share < 100 else f"{share:.0f}"
-        named.append((MISSING, f"{amount} % not computed yet"))
-    return named
+    return named + missing_swatch(np.ma.getmaskarray(image.outcome))
+
+
+def missing_swatch(missing: Bool[np.ndarray, "rows cols"]) -> list[tuple[str, str]]:
+    """Grey and the share of the cells that are missing; nothing where none is."""
+    share = 100 * missing.mean()
+    if share == 0:
+        return []
+    amount = "< 1" if share < 1 else "> 99" if 99 < share < 100 else f"{share:.0f}"
+    return [(MISSING, f"{amount} % not computed yet")]
 
 
 def _cells(grid: Grid, name: str, at: Sequence[Decimal | float]) -> Float64[np.ndarray, " n"]:
@@ -378,19 +415,19 @@ def _locate(axes: Axes, box: Float64[np.ndarray, "2 2"], side: float) -> None:
         axes.add_patch(shape)
 
 
-def _wrap(text: str, width: float, size: float) -> list[str]:
+def wrap(text: str, width: float, size: float) -> list[str]:
     """Lines of a text no wider than `width`, broken at spaces; its own line breaks are kept."""
     lines = []
     for paragraph in text.splitlines():
         lines.append("")
         for word in paragraph.split():
             longer = f"{lines[-1]} {word}".lstrip()
-            fits = not lines[-1] or _width(longer, size) <= width
+            fits = not lines[-1] or text_width(longer, size) <= width
             lines[-1:] = [longer] if fits else [lines[-1], word]
     return lines
 
 
-def _width(text: str, size: float) -> float:
+def text_width(text: str, size: float) -> float:
     """Printed width of a text in millimetres, in the font of the style in force."""
     # A dollar sign would start mathematics in an outline, though it does not in the figure.
     outline = TextPath((0, 0), text.replace("$", "S"), size=size)

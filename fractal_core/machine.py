@@ -123,7 +123,10 @@ def _visible() -> list[str]:
 
 
 def slots(
-    kinds: tuple[str, ...], count: int | None = None, devices: tuple[str, ...] = ()
+    kinds: tuple[str, ...],
+    count: int | None = None,
+    devices: tuple[str, ...] = (),
+    serial: bool = False,
 ) -> list[Slot]:
     """The slots of a run on this machine; the CPU's threads are divided between them.
 
@@ -131,6 +134,7 @@ def slots(
         kinds: Kinds of device that the experiment can train on, the fastest first.
         count: Slots that share the CPU, or each GPU.
         devices: One slot each; left out, every device of the first kind that is here.
+        serial: A run uses a single thread; left out, `count` is then one slot per core of the CPU.
 
     Raises:
         Refused: A device is not here, or not of a kind that the experiment can use.
@@ -152,8 +156,14 @@ def slots(
         if device not in here[kind]:
             known = ", ".join(itertools.chain.from_iterable(here.values()))
             raise Refused(f"{device} is not on this machine, which has {known}; choose among them")
-    found = list(devices) or next(here[kind] for kind in kinds if here[kind])
-    places = [device for device in found for _ in range(count or 1)]
+    found = list(devices) or next((here[kind] for kind in kinds if here[kind]), [])
+    if not found:
+        raise Refused(
+            f"this experiment trains on {' or '.join(kinds)} and this machine has none; run it where "
+            "there is one, or make the run anew with --set device=cpu"
+        )
+    each = {"cpu": cpu_threads() if serial else 1}
+    places = [d for d in found for _ in range(count or each.get(d, 1))]
     if len(places) > 1024:
         raise Refused(f"{len(places)} slots; no machine has use for more than 1024")
     threads = max(1, cpu_threads() // len(places))

@@ -71,6 +71,7 @@ class Outcomes:
         sum_inverse_v: Float64[np.ndarray, " points"],
         seconds: Float64[np.ndarray, " points"],
         extras: dict[str, np.ndarray] | None = None,
+        threshold: float = 1.0,
     ) -> "Outcomes":
         """Apply the label rule and the measure to the sums that a training loop kept.
 
@@ -80,6 +81,7 @@ class Outcomes:
                 summed, so that a loss which never moves has a mean of exactly 1 and did not train.
             sum_v: Sum of v over the losses that were finite.
             sum_inverse_v: Sum of 1 / v over them.
+            threshold: What the mean of the tail of v must stay below in a trainable run.
         """
         untaken = planned - steps
         blown = untaken > 0
@@ -88,7 +90,7 @@ class Outcomes:
         sum_v = sum_v + untaken * v_blown
         sum_inverse_v = sum_inverse_v + untaken * (1 / v_blown)
 
-        trainable = ~blown & (tail_v < 1)
+        trainable = ~blown & (tail_v < threshold)
         settled = ~blown & ~(tail_v > V_MOST)
         outcome = np.where(settled, Outcome.UNTRAINABLE, Outcome.DIVERGED)
         return cls(
@@ -108,9 +110,21 @@ def join(parts: Sequence[Outcomes]) -> Outcomes:
     names = [f.name for f in fields(Outcomes) if f.name != "extras"]
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     extras = {
-        name: np.concatenate([part.extras[name] for part in parts]) for name in parts[0].extras
+        name: np.concatenate(_as_wide([part.extras[name] for part in parts]))
+        for name in parts[0].extras
     }
     return Outcomes(**arrays, extras=extras)
+
+
+def _as_wide(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Curves of several lengths, filled up with NaN."""
+    widest = max(array.shape[1:] for array in arrays)
+    return [
+        array
+        if array.shape[1:] == widest
+        else np.pad(array, ((0, 0), (0, widest[0] - array.shape[1])), constant_values=np.nan)
+        for array in arrays
+    ]
 
 
 def is_trainable(outcome: UInt8[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
@@ -160,7 +174,7 @@ class Tally:
         self.t += 1
         return running
 
-    def outcomes(self, seconds: Float64[np.ndarray, " points"]) -> Outcomes:
+    def outcomes(self, seconds: Float64[np.ndarray, " points"], threshold: float = 1.0) -> Outcomes:
         """The verdict on every run."""
         return Outcomes.judge(
             planned=self.planned,
@@ -171,10 +185,13 @@ class Tally:
             sum_v=self.sum_v,
             sum_inverse_v=self.sum_inverse_v,
             seconds=seconds,
+            threshold=threshold,
         )
 
 
-def judge_curves(losses: Float64[np.ndarray, "points steps"], window: int = WINDOW) -> Outcomes:
+def judge_curves(
+    losses: Float64[np.ndarray, "points steps"], window: int = WINDOW, threshold: float = 1.0
+) -> Outcomes:
     """Judge whole loss curves: column t is the loss before step t.
 
     Example:
@@ -188,4 +205,4 @@ def judge_curves(losses: Float64[np.ndarray, "points steps"], window: int = WIND
     tally = Tally(points, steps, min(window, steps))
     for loss in losses.T:
         tally.add(loss)
-    return tally.outcomes(np.zeros(points))
+    return tally.outcomes(np.zeros(points), threshold)

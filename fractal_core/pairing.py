@@ -195,7 +195,7 @@ class Course:
         require_real(sweep.region)
         level = survey.coarse_level(store, request.runs)
         x, y = (sweep.experiment.magnitude(axis, sweep.seed) for axis in sweep.experiment.axes)
-        course = cls(sweep.grid, level, sweep.experiment.dtype, (x, y), request)
+        course = cls(sweep.grid, level, sweep.experiment.precision, (x, y), request)
         course._require()
         return course
 

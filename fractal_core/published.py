@@ -77,7 +77,7 @@ def pairs_of(
     speaks of scales below those of the map. Rerun flips are taken to be none.
     """
     sweep = store.sweep
-    dtype, region = sweep.experiment.dtype, sweep.region
+    dtype, region = sweep.experiment.precision, sweep.region
     x, y = (sweep.experiment.magnitude(axis, sweep.seed) for axis in sweep.experiment.axes)
     high, low = pairs.widest(sweep.grid), finest(region, dtype, (x, y)) * (1 + 1e-9)
     if high < 2 * low:

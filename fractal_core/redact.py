@@ -18,7 +18,8 @@ _NAMED = re.compile(
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
 _SHAPED = re.compile(
-    r"\b(?:hf_\w{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|AKIA[A-Z0-9]{16}|[0-9a-f]{40})\b"
+    r"\b(?:hf_\w{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|wandb_v\d+_\w{16,}|AKIA[A-Z0-9]{16}|"
+    r"[0-9a-f]{40})\b"
 )
 _IN_ADDRESS = re.compile(r"(?<=://)[^\s/@:]*+:[^\s/@]++(?=@)")
 

@@ -21,7 +21,6 @@ from fractal_core.survey import Cost, Hire, Tell
 from fractal_core.sweep import Sweep, canonical
 
 KEPT = "seeing.json"
-OTHER = {"float64": "float32", "float32": "float64"}
 MOST_ROUNDING = 0.5
 LEAST_POINTS = 30
 
@@ -58,7 +57,7 @@ def look(store: Store, which: Which, runs: int, seed: int, hire: Hire, tell: Tel
     """
     level = survey.coarse_level(store, cost(store, runs).beside)
     sweep, side, stride = store.sweep, SIDES[which], 2**level
-    dtype, names = sweep.experiment.dtype, sweep.experiment.axes
+    dtype, names = sweep.experiment.precision, sweep.experiment.axes
     x, y = (sweep.experiment.magnitude(axis, sweep.seed) for axis in names)
     labels = side(survey.lattice(store, level, hire, tell).outcome[::stride, ::stride])
     beside = _beside(labels)
@@ -66,10 +65,12 @@ def look(store: Store, which: Which, runs: int, seed: int, hire: Hire, tell: Tel
     points = rounded(sweep.grid.points(rows * stride, cols * stride), dtype)
     asked = {"rerun": points, "ulp": nudged(points, seed, dtype, (x, y))}
     found = survey.of_kinds(store, asked, hire, tell)
-    if (other := OTHER.get(dtype)) is not None:
+    if (other := sweep.experiment.other_dtype) is not None:
         experiment: Any = replace(sweep.experiment, dtype=other)  # pyright: ignore - a protocol cannot say dataclass
         elsewhere = Store.create(store.path / other, Sweep(experiment, sweep.grid, sweep.seed))
-        found |= survey.of_kinds(elsewhere, {"dtype": rounded(points, other)}, hire, tell)
+        found |= survey.of_kinds(
+            elsewhere, {"dtype": rounded(points, experiment.precision)}, hire, tell
+        )
     mine = np.ma.getdata(labels)[rows, cols]
     rates = {kind: Rate.between(mine, side(outcomes.outcome)) for kind, outcomes in found.items()}
     seeing = Seeing(
@@ -121,7 +122,7 @@ def require_sight(parent: Store, child: Sweep) -> None:
 
 def _each(store: Store) -> int:
     """Runs that a point takes."""
-    return 3 if store.sweep.experiment.dtype in OTHER else 2
+    return 2 if store.sweep.experiment.other_dtype is None else 3
 
 
 def _beside(labels: Bool[np.ndarray, "rows cols"]) -> Bool[np.ndarray, "rows cols"]:

@@ -84,6 +84,21 @@ def unpack(data: bytes) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
+def exported(image: Image) -> bytes:
+    """A map as one npz file, for use elsewhere; what is missing is nan, or 0."""
+    floats = ("measure", "first_loss", "tail_loss", "final_loss")
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        x=image.grid.x,
+        y=image.grid.y,
+        outcome=image.outcome.filled(0),
+        steps=image.steps.filled(0),
+        **{name: getattr(image, name).filled(np.nan) for name in floats},
+    )
+    return buffer.getvalue()
+
+
 def _digest(units: list[Unit]) -> str:
     """The content of a plan; a digit that changed in it would leave a hole that nobody misses."""
     return hashlib.sha256(canonical(to_json(units)).encode()).hexdigest()
@@ -151,7 +166,7 @@ class Store:
         except FileNotFoundError:
             if self.files.list("units"):
                 raise Refused(f"{path}/plan.json is gone; restore it from a copy") from None
-            units = plan(sweep.grid.shape)
+            units = plan(sweep.grid.shape, sweep.experiment.block)
         except (ValueError, KeyError, TypeError):
             raise Refused(f"{path}/plan.json is damaged; restore it from a copy") from None
         self.units = {unit.key: unit for unit in units}
@@ -185,7 +200,7 @@ class Store:
         draft = path.parent / f".draft-{uuid.uuid4().hex}"
         axes = io.BytesIO()
         np.savez(axes, x=sweep.grid.x, y=sweep.grid.y)
-        units = plan(sweep.grid.shape, block)
+        units = plan(sweep.grid.shape, block or sweep.experiment.block)
         try:
             files = Files(draft)
             files.put_once("axes.npz", axes.getvalue())

@@ -27,26 +27,49 @@ class Experiment(Protocol):
     """Settings, as a frozen dataclass, that turn points of the plane into outcomes.
 
     It knows nothing of processes and folders. `axes` names the two settings that a point's x and
-    y replace, `dtype` the precision in which they are used, and `devices` the kinds of device
-    that it can train on, the fastest first. It calls `pulse.tick` whenever a piece of its work
-    is done.
+    y replace, `precision` the dtype in which they are used, `other_dtype` another value of the
+    setting `dtype` (None if it has no such setting), and `devices` the kinds of device that it
+    can train on, the fastest first. `serial` says that a run uses one thread of the CPU
+    however many there are, and `block` which edge its units have, None for one that follows from
+    the size of the map. It calls `pulse.tick` whenever a piece of its work is done.
     """
 
     @property
     def axes(self) -> tuple[str, str]: ...
 
     @property
-    def dtype(self) -> str: ...
+    def precision(self) -> str: ...
+
+    @property
+    def other_dtype(self) -> str | None: ...
 
     @property
     def devices(self) -> tuple[str, ...]: ...
+
+    @property
+    def serial(self) -> bool: ...
+
+    @property
+    def block(self) -> int | None: ...
 
     def label(self, axis: str) -> str:
         """The words for an axis in a figure."""
         ...
 
+    def whole(self, axis: str) -> bool:
+        """Whether an axis takes whole numbers only."""
+        ...
+
     def magnitude(self, axis: str, seed: int) -> float:
         """The size of what an axis' values are added to; 0 where they are used as they are."""
+        ...
+
+    def review(self, points: Float64[np.ndarray, "n 2"], seed: int) -> list[str]:
+        """What should be known before a map of these points is begun, a sentence each.
+
+        Raises:
+            Refused: The map would mean nothing.
+        """
         ...
 
     def contract(self, seed: int) -> dict[str, str]:
@@ -113,6 +136,7 @@ class Sweep:
         experiment: What is trained.
         grid: Where; its axes carry the names of the two settings that move.
         seed: One for the whole sweep: every run shares initialisation and data.
+        recorded: The contract that it was made under; None asks the experiment for today's.
 
     Raises:
         Refused: The axes of the grid are not those of the experiment.
@@ -121,6 +145,7 @@ class Sweep:
     experiment: Experiment
     grid: Grid
     seed: int = 0
+    recorded: dict[str, str] | None = None
 
     def __post_init__(self):
         names = (self.grid.region.x.name, self.grid.region.y.name)
@@ -156,7 +181,7 @@ class Sweep:
             "region": to_json(self.region),
             "axis_values_sha256": self.grid.digest,
             "seed": self.seed,
-            "contract": self.experiment.contract(self.seed),
+            "contract": self.recorded or self.experiment.contract(self.seed),
         }
 
     @cached_property
@@ -166,13 +191,13 @@ class Sweep:
 
     def zoom(self, region: Region) -> "Sweep":
         """The same recipe on a part of the plane."""
-        return replace(self, grid=Grid.over(region))
+        return replace(self, grid=Grid.over(region), recorded=None)
 
     @property
     def ulps(self) -> float:
         """Distance of neighbouring values in units in the last place of what they become."""
         x, y = (self.experiment.magnitude(axis, self.seed) for axis in self.experiment.axes)
-        return self.grid.ulps(self.experiment.dtype, (x, y))
+        return self.grid.ulps(self.experiment.precision, (x, y))
 
     def require_resolution(self) -> None:
         """Refuse a grid whose neighbours are closer than the arithmetic can tell apart.
@@ -183,7 +208,7 @@ class Sweep:
         if self.ulps < MIN_ULPS:
             raise Refused(
                 f"neighbouring values are only {self.ulps:.2g} units in the last place of "
-                f"{self.experiment.dtype} apart, so the picture would show rounding; "
+                f"{self.experiment.precision} apart, so the picture would show rounding; "
                 f"zoom out or ask for fewer points (at least {MIN_ULPS} are needed, --force skips "
                 "this check)"
             )
@@ -264,12 +289,13 @@ def plan(shape: tuple[int, int], block: int | None = None) -> list[Unit]:
 
     Args:
         shape: Rows and columns of the grid.
-        block: Edge of a level-0 block in grid points, a multiple of 8; a block of level L is
-            2^L times as long, so that units hold about equally many points. It changes no bit.
+        block: Edge of a level-0 block in grid points; a block of level L is 2^L times as long, so
+            that units hold about equally many points. With 1 every point is a unit. It changes no
+            bit.
     """
     block = block or default_block(shape)
-    if block < 1 or block % 8:
-        raise Refused(f"a block of {block} points a side; choose a multiple of 8")
+    if block < 1:
+        raise Refused(f"a block of {block} points a side; choose at least 1")
     units = []
     for level in reversed(range(LEVELS)):
         edge = block * 2**level

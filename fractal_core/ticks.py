@@ -56,7 +56,7 @@ def _powers(powers: list[Decimal], most: int, minor: list[Decimal]) -> Ticks:
     strides = range(math.ceil(len(powers) / most), 1 + max(1, (last - first) // 2))
     stride = min(strides, key=lambda n: (first % n != 0 or last % n != 0, n))
     chosen = [value for value in powers if value.adjusted() % stride == 0]
-    return Ticks(chosen, [_power(value.adjusted()) for value in chosen], minor=minor)
+    return Ticks(chosen, [power_of_ten(value.adjusted()) for value in chosen], minor=minor)
 
 
 def _texts(values: list[Decimal], exponent: int, even: bool) -> tuple[list[str], str]:
@@ -68,12 +68,12 @@ def _texts(values: list[Decimal], exponent: int, even: bool) -> tuple[list[str],
     plain = [f"{v:.{max(0, -exponent)}f}" if even else f"{v.normalize():f}" for v in values]
     note = ""
     if max(map(len, plain)) > 6:
-        anchor, note = Decimal(0), f"tick × {_power(exponent)}"
+        anchor, note = Decimal(0), f"tick × {power_of_ten(exponent)}"
         if max(map(abs, values)) >= Decimal(10).scaleb(exponent + 3):
             tens = (values[0] + values[-1]).scaleb(-exponent - 1) / 2
             anchor = round(tens) * Decimal(10).scaleb(exponent)
             size = anchor.adjusted()
-            power = "" if -5 < size < 6 else f" × {_power(size)}"
+            power = "" if -5 < size < 6 else f" × {power_of_ten(size)}"
             shown = anchor.scaleb(-size) if power else anchor
             note = f"{shown.normalize():f}{power} + {note}"
         counts = [int((value - anchor).scaleb(-exponent)) for value in values]
@@ -81,5 +81,6 @@ def _texts(values: list[Decimal], exponent: int, even: bool) -> tuple[list[str],
     return [text.replace("-", MINUS) for text in plain], note.replace("-", MINUS)
 
 
-def _power(exponent: int) -> str:
+def power_of_ten(exponent: int) -> str:
+    """10 to an exponent, as 10⁻³."""
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -136,13 +136,40 @@ class TinyNetworks:
                 raise Refused(f"{name} is moved by an axis; do not set it as well")
 
     @property
+    def precision(self) -> str:
+        """In which axis values are used."""
+        return self.dtype
+
+    @property
+    def other_dtype(self) -> str:
+        """The other precision."""
+        return "float32" if self.dtype == "float64" else "float64"
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """Kinds of device that it trains on."""
         return ("cpu",)
 
+    @property
+    def serial(self) -> bool:
+        """It uses all threads: no sum is shared between them."""
+        return False
+
+    @property
+    def block(self) -> None:
+        """Units are as large as the map suggests."""
+
     def label(self, axis: str) -> str:
         """The words for an axis in a figure."""
         return AXES[axis]
+
+    def whole(self, axis: str) -> bool:
+        """No axis takes whole numbers only."""
+        return False
+
+    def review(self, points: Float64[np.ndarray, "n 2"], seed: int) -> list[str]:
+        """All that could be said is said when the settings are made."""
+        return []
 
     def magnitude(self, axis: str, seed: int) -> float:
         """The size of what an axis is added to: the largest input weight, for offset and drift."""

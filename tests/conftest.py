@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 
 import psutil
 import pytest
@@ -51,3 +52,28 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def store_folder(tmp_path, monkeypatch):
+    """A storage folder of one's own."""
+    folder = tmp_path / "storage"
+    monkeypatch.setenv("FRACTAL_STORAGE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def hub_here(store_folder, monkeypatch):
+    """A Hub on this machine, and nobody waits between two tries."""
+    import fakehub
+    import huggingface_hub
+
+    from fractal_core import hub
+
+    with fakehub.running() as fake:
+        monkeypatch.setattr(
+            hub, "client", lambda: huggingface_hub.HfApi(endpoint=fake.url, token=False)
+        )
+        monkeypatch.setattr(hub, "ATTEMPTS", 2)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        yield fake

@@ -4,9 +4,21 @@
 class Formula:
     """An experiment that says no more of itself than it must."""
 
+    dtype: str
+    other_dtype = None
+    devices = ("cpu",)
+    serial = False
+    block = None
+
     @property
-    def devices(self) -> tuple[str, ...]:
-        return ("cpu",)
+    def precision(self) -> str:
+        return self.dtype
+
+    def whole(self, axis: str) -> bool:
+        return False
+
+    def review(self, points, seed: int) -> list[str]:
+        return []
 
     def label(self, axis: str) -> str:
         return axis

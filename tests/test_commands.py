@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as Picture
 from terminal import fractal
 
 SMALL = ("--steps", "30", "--set", "samples=8", "arrays=seeded", "--grid", "16", "24")
@@ -131,6 +132,28 @@ def test_status_tells_what_the_slots_do(finished):
         running.wait()
 
 
+def test_panels_and_the_table_of_points(finished):
+    """`--panels` draws at the width of two columns, and `export` writes a row a point."""
+    answer = fractal("show", "done", "--panels", "4", "--out", "four.png", cwd=finished)
+    assert answer.returncode == 0, answer.stderr
+    with Picture.open(finished / "four.png") as picture:
+        assert picture.width == round(183 / 25.4 * 300)
+    answer = fractal(
+        "show", "done", "--panels", "3", "--quantity", "steps", "--out", "x.png", cwd=finished
+    )
+    assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
+    assert "leave out" in answer.stderr
+    assert not (finished / "x.png").exists()
+    assert fractal("export", "done", "out.csv", cwd=finished).returncode == 0
+    header, *rows = (finished / "out.csv").read_text().splitlines()
+    assert header.startswith("x,y,outcome,")
+    assert len(rows) == 16 * 24
+    assert rows[0].split(",")[2] == "TRAINABLE"
+    answer = fractal("export", "done", "out.txt", cwd=finished)
+    assert answer.returncode == 2
+    assert ".npz or .csv" in answer.stderr
+
+
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_show_draws(finished, suffix):
     """Each kind of file, with a child marked in it."""
@@ -200,7 +223,7 @@ def test_detached_runs_finish_by_themselves(finished):
         ("zoom done r --cells a:b 0:4", "FIRST:PAST_LAST"),
         ("run nowhere", "not a run folder"),
         ("show done --out map.gif", "svg"),
-        ("export done out.csv", "npz"),
+        ("export done out.txt", "npz or .csv"),
         ("shwo done", "did you mean show"),
         ("status done/sweep.json", "not a run folder"),
         ("export done done/plan.json/x.npz", "another name"),

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, Rectangle
-from matplotlib.text import Text
+from page import assert_clear, texts_of
 from PIL import Image as Picture
 
 from fractal_core import figures
@@ -81,10 +80,6 @@ def picture_of(region, missing=None, outcome=None):
 
 def masked(values):
     return np.ma.masked_array(values, np.zeros(np.shape(values), bool))
-
-
-def texts_of(figure):
-    return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
 
 
 def said_in(figure):
@@ -350,28 +345,7 @@ def test_no_text_touches_another_or_leaves_the_page(name, width, quantity):
         width_mm=width,
     )
     assert figure.get_figwidth() * 25.4 == pytest.approx(width)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    boxes = []
-    for text in texts_of(figure):
-        assert text.get_fontsize() >= 6
-        assert not text.get_parse_math()
-        box = text.get_window_extent(canvas.get_renderer())
-        assert 0 <= box.x0 < box.x1 <= figure.bbox.width, text
-        assert 0 <= box.y0 < box.y1 <= figure.bbox.height, text
-        boxes.append((box, text))
-    # A line's box includes room for descenders that the next line may use.
-    slack = 0.2 * figure.dpi / 25.4
-    for i, (box, text) in enumerate(boxes):
-        for other, neighbour in boxes[:i]:
-            apart = min(box.x1, other.x1) - max(box.x0, other.x0) < 0
-            apart |= min(box.y1, other.y1) - max(box.y0, other.y0) < slack
-            assert apart, (text.get_text(), neighbour.get_text())
-        for axes in figure.axes:
-            frame = axes.get_window_extent()
-            inside = min(box.x1, frame.x1) > max(box.x0, frame.x0) + slack
-            inside &= min(box.y1, frame.y1) > max(box.y0, frame.y0) + slack
-            assert not inside, text.get_text()
+    assert_clear(figure)
 
 
 def test_every_cell_fills_its_place_in_a_square(tmp_path):

@@ -24,6 +24,7 @@ HEX = "0123456789abcdef0123456789abcdef01234567"
         ("ghp_abcdefghijklmnopqrst", "abcdefgh"),
         ("AKIAQQQQWWWWEEEERRRR", "AKIA"),
         (f"wandb: {HEX}", HEX),
+        ("logged in as wandb_v1_abcDEF0123456789_abcdef", "abcDEF"),
         ("postgres://owner:swordfish9@host/db", "swordfish9"),
         ("redis://:swordfish9@host", "swordfish9"),
         ("https://owner:sword:fish9@host", "fish9"),

@@ -58,10 +58,15 @@ def test_units_hold_about_equally_many_points():
     assert max(sizes) <= 2 * min(sizes)
 
 
-def test_a_block_that_would_cut_the_lattice_is_refused():
-    """Blocks must begin on the coarsest lattice."""
-    with pytest.raises(Refused, match="multiple of 8"):
-        plan((16, 24), 12)
+@pytest.mark.parametrize("block", [1, 5, 12])
+def test_any_block_holds_every_point_once(block):
+    """A block need not begin on the coarsest lattice; with 1 every point is a unit."""
+    units = plan((17, 26), block)
+    cells = np.concatenate([np.stack(unit.cells(), 1) for unit in units])
+    assert len(np.unique(cells, axis=0)) == len(cells) == 17 * 26
+    assert block > 1 or len(units) == 17 * 26
+    with pytest.raises(Refused, match="at least 1"):
+        plan((16, 24), 0 - block)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def dim(
     """
     if not 0 < jitter < math.inf:
         raise Refused(f"a jitter of {jitter:g} %; choose a positive number of per cent")
-    store = experiments.open_run(run)
+    store = experiments.read_run(run) if times is None else experiments.open_run(run)
     if times is not None:
         _in_time(store, which, times, out, as_json)
         return

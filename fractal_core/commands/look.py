@@ -1,16 +1,16 @@
 """Commands that look at what is there: show, export."""
 
 import dataclasses
-import io
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import tyro
 
-from fractal_core import adaptive, experiments, figures
+from fractal_core import adaptive, experiments, figures, records
 from fractal_core.errors import Refused
 from fractal_core.files import Files
+from fractal_core.panels import panels_figure
+from fractal_core.store import exported
 
 Run = tyro.conf.Positional[Path]
 
@@ -23,6 +23,8 @@ def show(
     palette: Literal["split", "paper"] = "split",
     quantity: Literal["measure", "outcome", "final_loss", "steps"] = "measure",
     child: Path | None = None,
+    panels: Literal[3, 4] | None = None,
+    width: int | None = None,
     title: str | None = None,
 ) -> None:
     """Draw a run, finished or not.
@@ -36,54 +38,47 @@ def show(
         palette: `split` is safe for the colour-blind, `paper` is the published one.
         quantity: The equalised measure, the outcomes, or the ranks of the final loss or of the steps.
         child: Another run whose region is marked in the picture.
+        panels: Beside each other, in colours of their own: 3 are trainability with the rank of the
+            final loss, the final loss, and trainable or not; 4 adds stability.
+        width: Of the figure in mm; 89 and 183 are one and two columns of most journals, and what
+            is taken for a map and for panels.
         title: Above the picture.
     """
-    store = experiments.open_run(run)
-    inner = experiments.open_run(child).sweep.region if child else None
+    if panels and (child or (palette, quantity) != ("split", "measure")):
+        raise Refused("panels have their own colours; leave out --palette, --quantity and --child")
+    store = experiments.read_run(run)
+    inner = experiments.read_run(child).sweep.region if child else None
     image = store.image()
     found = adaptive.refined(store, image)
-    if quantity == "outcome":
+    if quantity == "outcome" or panels:
         # The others are numbers of a run, which an inferred point does not have.
         image = dataclasses.replace(image, outcome=found.outcome)
-    figure = figures.map_figure(
-        image,
-        palette=palette,
-        quantity=quantity,
-        child=inner,
-        title=title,
-        caption=found.caption,
-        labels=store.sweep.labels,
-    )
+    shared = {"title": title, "caption": found.caption, "labels": store.sweep.labels}
+    if panels:
+        figure = panels_figure(image, panels=panels, width_mm=width or 183, **shared)
+    else:
+        figure = figures.map_figure(
+            image, palette=palette, quantity=quantity, child=inner, width_mm=width or 89, **shared
+        )
     figures.save(figure, out)
     print(out)
 
 
 def export(run: Run, out: Run, /) -> None:
-    """Write the arrays of a run to one npz file.
+    """Write the arrays of a run to one npz file, or its points to a table.
 
-    It holds x (cols,), y (rows,), outcome (0 missing, 1 TRAINABLE, 2 UNTRAINABLE, 3 DIVERGED), and
-    measure, first_loss, tail_loss, final_loss, steps, all (rows, cols); what is missing is nan, or
-    0 steps.
+    An npz holds x (cols,), y (rows,), outcome (0 missing, 1 TRAINABLE, 2 UNTRAINABLE, 3 DIVERGED),
+    and measure, first_loss, tail_loss, final_loss, steps, all (rows, cols); what is missing is nan,
+    or 0 steps. A csv has a row for every point: x, y, outcome, measure, first_loss, tail_loss,
+    final_loss, ratio (tail over first), steps, seconds; what is missing is empty.
 
     Args:
         run: The run folder.
-        out: File to write.
+        out: File to write; .npz or .csv.
     """
-    if out.suffix != ".npz":
-        raise Refused(f"{out}: the file name must end in .npz")
-    image = experiments.open_run(run).image()
-    floats = {
-        name: getattr(image, name).filled(np.nan)
-        for name in ("measure", "first_loss", "tail_loss", "final_loss")
-    }
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        x=image.grid.x,
-        y=image.grid.y,
-        outcome=image.outcome.filled(0),
-        steps=image.steps.filled(0),
-        **floats,
-    )
-    Files(out.parent).put_latest(out.name, buffer.getvalue())
+    if out.suffix not in (".npz", ".csv"):
+        raise Refused(f"{out}: the file name must end in .npz or .csv")
+    image = experiments.read_run(run).image()
+    data = exported(image) if out.suffix == ".npz" else records.to_csv(image).encode()
+    Files(out.parent).put_latest(out.name, data)
     print(out)

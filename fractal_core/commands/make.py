@@ -1,9 +1,12 @@
 """Commands that make run folders: demo, new, zoom."""
 
+import dataclasses
+import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from fractal_core import experiments, sight
@@ -16,33 +19,48 @@ from fractal_core.sweep import Sweep
 
 Run = tyro.conf.Positional[Path]
 Bounds = tuple[float, float]
+Settings = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")]
 
 
 def demo(
-    run: Run = Path("runs/demo"), /, *, grid: tuple[int, int] = (128, 128), steps: int = 1000
-) -> None:
-    """Draw the published tanh fractal from the paper's own initial weights.
+    run: Run = Path("runs/demo"),
+    /,
+    *,
+    preset: str = "tanh",
+    grid: tuple[int, int] | None = None,
+    steps: int | None = None,
+) -> int:
+    """Make a run from a preset, train it and draw it, in one go.
 
-    The window of Sohl-Dickstein 2024 (arXiv:2402.06184), at a grid that two cores fill in about a
-    minute. Given again it computes nothing and draws the picture anew.
+    Left to itself that is the published tanh fractal of Sohl-Dickstein 2024 (arXiv:2402.06184),
+    from the paper's own initial weights, at a grid that two cores fill in about a minute; with
+    `--preset matrix-unembedding` the fine-tuning of a small language model. Given again it
+    computes nothing and draws the picture anew.
 
     Args:
         run: Folder of the run.
-        grid: Rows and columns.
-        steps: Training steps of every run.
+        preset: As for `fractal new`.
+        grid: Rows and columns; left out, 128 x 128, or 16 x 16 of a language model.
+        steps: Training steps of every run; left out, 1000, or 40 of a language model.
     """
     from fractal_core import figures
 
     started = time.perf_counter()
-    chosen = experiments.preset("tanh")
-    experiment = experiments.configure(chosen.experiment, {"steps": steps})
-    store = Store.create(run, Sweep.over(experiment, chosen.region(True, *grid)))
-    train(store)
+    chosen = experiments.preset(preset)
+    published = chosen.x is not None
+    grid = grid or ((128, 128) if published else (16, 16))
+    changes = {length(chosen.experiment): steps or (1000 if published else 40)}
+    experiment = experiments.configure(chosen.experiment, changes)
+    sweep = Sweep.over(experiment, chosen.region(published, *grid))
+    warn(sweep)
+    store = Store.create(run, sweep)
+    if code := train(store):
+        return code
     image = store.image()
     picture = run / "map.png"
     figures.save(figures.map_figure(image, labels=store.sweep.labels), picture)
     share = float(is_trainable(image.outcome).mean())
-    print(f"{share:.1%} of {image.outcome.size} runs trained, {steps} steps each")
+    print(f"{share:.1%} of {image.outcome.size} runs trained")
     print(f"{time.perf_counter() - started:.0f} s in all")
     print(f"picture  {picture}")
     print(f"run      {run}")
@@ -53,6 +71,38 @@ def demo(
     )
     print("  fractal run runs/closer")
     print("  fractal show runs/closer --out runs/closer/map.png")
+    return 0
+
+
+def length(experiment: Any) -> str:
+    """What an experiment calls the steps of a run."""
+    return "steps" if "steps" in {f.name for f in dataclasses.fields(experiment)} else "num_steps"
+
+
+def warn(sweep: Sweep) -> None:
+    """Say what should be known before a map is begun.
+
+    Raises:
+        Refused: The map would mean nothing.
+    """
+    corners = sweep.grid.points(*np.indices(sweep.grid.shape).reshape(2, -1))
+    for sentence in sweep.experiment.review(corners, sweep.seed):
+        print(f"note: {sentence}", file=sys.stderr)
+
+
+def settings_of(items: Settings) -> dict[str, Any]:
+    """Settings by name, still as text.
+
+    Raises:
+        Refused: One of them has no name.
+    """
+    found = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise Refused(f"--set {item}: write NAME=VALUE")
+        found[name] = value
+    return found
 
 
 def new(
@@ -67,17 +117,18 @@ def new(
     grid: tuple[int, int] = (128, 128),
     axes: tuple[str, str] | None = None,
     steps: int | None = None,
-    dtype: Literal["float64", "float32"] | None = None,
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None,
     seed: int = 0,
-    settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")] = (),
+    settings: Settings = (),
     force: bool = False,
 ) -> None:
     """Make a run folder. Nothing is trained: `fractal run` does that.
 
     Args:
         run: Folder to make.
-        preset: linear, relu, single, minibatch, tanh, init or init-once.
-        published: Take the window of the published picture, not the overview 1e-3 to 1e6.
+        preset: linear, relu, single, minibatch, tanh, init or init-once for tiny networks;
+            matrix-unembedding or lr-tokens for fine-tuning a language model.
+        published: Take the window of the published picture, not the overview.
         x: Ends of the x axis; all digits count.
         y: Ends of the y axis.
         scale: Scales of x and y, log10 or linear; a linear one may begin at or below zero.
@@ -90,31 +141,20 @@ def new(
         force: Allow neighbouring values that the arithmetic cannot tell apart.
     """
     chosen = experiments.preset(preset)
-    changes: dict[str, object] = {}
-    for item in settings:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise Refused(f"--set {item}: write NAME=VALUE")
-        changes[name] = value
-    given = {"axes": axes, "steps": steps, "dtype": dtype}
+    changes = settings_of(settings)
+    given = {"axes": axes, length(chosen.experiment): steps, "dtype": dtype}
     changes |= {name: value for name, value in given.items() if value is not None}
     experiment = experiments.configure(chosen.experiment, changes)
     default = chosen.region(published, *grid)
     if axes is not None and published:
         raise Refused("the published window belongs to the preset's own axes; leave --axes out")
+    other = chosen.x is None and experiment.axes != chosen.experiment.axes
+    if other and not (x and y):
+        raise Refused("these are not the preset's own axes; say where: --x LO HI --y LO HI")
+    bounds = (x or (default.x.low, default.x.high), y or (default.y.low, default.y.high))
+    named = zip(experiment.axes, bounds, reversed(grid), scale, strict=True)
     region = Region(
-        Axis(
-            experiment.axes[0],
-            *(x or (default.x.low, default.x.high)),
-            points=grid[1],
-            scale=scale[0],
-        ),
-        Axis(
-            experiment.axes[1],
-            *(y or (default.y.low, default.y.high)),
-            points=grid[0],
-            scale=scale[1],
-        ),
+        *(Axis(name, *ends, n, kind, experiment.whole(name)) for name, ends, n, kind in named)
     )
     _create(run, Sweep.over(experiment, region, seed), force)
 
@@ -142,7 +182,7 @@ def zoom(
         force: Allow neighbouring values that the arithmetic cannot tell apart, and a zoom into what
             is mostly rounding by what `fractal seeing` found of the parent.
     """
-    store = experiments.open_run(run)
+    store = experiments.read_run(run)
     parent = store.sweep
     if cells is not None and (x or y):
         raise Refused("give --cells, or --x and --y, but not both")
@@ -175,6 +215,7 @@ def _slice(text: str) -> tuple[int, int]:
 def _create(path: Path, sweep: Sweep, force: bool) -> None:
     if not force:
         sweep.require_resolution()
+        warn(sweep)
     store = Store.create(path, sweep)
     rows, cols = sweep.grid.shape
     print(f"{path}: {rows} x {cols} points, id {sweep.id}, {len(store.missing())} units missing")

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from fractal_core import control, duty, engine, experiments, machine
+from fractal_core import control, duty, engine, experiments, machine, tracking
 from fractal_core.duty import Busy, Share
 from fractal_core.engine import Crew, Stop
 from fractal_core.errors import Refused
@@ -83,7 +83,8 @@ def crew_of(
         if devices:
             raise Refused("--devices names those of this machine; with --engine ray say --slots N")
         return cluster.hire(store.sweep.experiment.devices, slots)
-    places = machine.slots(store.sweep.experiment.devices, slots, devices)
+    experiment = store.sweep.experiment
+    places = machine.slots(experiment.devices, slots, devices, experiment.serial)
     return lambda store: LocalCrew(store.path, places)
 
 
@@ -121,6 +122,7 @@ def run(
     engine: Engine = "local",
     shard: str = "1/1",
     detach: bool = False,
+    track: bool = False,
 ) -> int:
     """Train the missing points of a run folder, coarse level first.
 
@@ -130,36 +132,58 @@ def run(
 
     Args:
         run: The run folder.
-        slots: Worker processes that share the CPU, or each GPU; left out, 1.
+        slots: Worker processes that share the CPU, or each GPU; left out, 1, or one per core where
+            a run uses a single thread.
         devices: One slot each, for example cuda:0 cuda:1; left out, all that the experiment can use.
         engine: `local` is this machine, `ray` the cluster that `RAY_ADDRESS` names, or else one
             that is begun here.
         shard: I/N: the I-th of N machines that share this folder and divide its units.
         detach: Start it as a process of its own that outlives this terminal.
+        track: Mirror it at Weights & Biases meanwhile, from another process; see `fractal track`.
     """
     store = experiments.open_run(run)
     share = Share.parse(shard)
     hire = crew_of(store, slots, devices, engine)
+    if track:
+        from fractal_core import mirror  # it draws, which no run needs
+
+        tracking.require_client()
     if detach and store.missing():
         options = [*(["--slots", str(slots)] if slots else []), "--engine", engine]
         options += ["--devices", *devices] if devices else []
         options += ["--shard", shard] if share.count > 1 else []
         pid = control.start_detached(run, options)
         print(f"{run}: process {pid} works on it, log in {run}/state/log.txt")
+        if track:
+            follower = mirror.start(run)
+            print(f"{run}: process {follower.process.pid} mirrors it, log in {follower.log}")
         return 0
+    follower = mirror.start(run) if track else None
+    code = _train_or_watch(store, hire, share)
+    if follower and code in (0, FAILED):
+        print(f"{run}: waiting for Weights & Biases (Ctrl-C ends the waiting)", file=sys.stderr)
+        with contextlib.suppress(KeyboardInterrupt):
+            print(follower.last_words(), file=sys.stderr)
+    return code
+
+
+def _train_or_watch(store: Store, hire: Callable[[Store], Crew], share: Share) -> int:
+    """Train what is missing, or look on while another process does; returns the exit code."""
+    path = store.path
     try:
         code = train(store, hire, share)
     except Busy as busy:
-        if not duty.lock_holder(run):
+        if not duty.lock_holder(path):
             raise
         print(f"{busy}; this one only looks (Ctrl-C ends the looking)", file=sys.stderr)
         return _watch(store)
     if code:
         return code
-    if store.missing():
-        print(f"{run}: share {shard} is complete, {len(store.missing())} units of others are not")
+    if lacking := len(store.missing()):
+        which = f"{share.index}/{share.count}"
+        print(f"{path}: share {which} is complete, {lacking} units of others are not")
     else:
-        print(f"{run}: complete; draw it with `fractal show {run} --out {run}/map.png`")
+        print(f"{path}: complete; draw it with `fractal show {path} --out {path}/map.png`")
     return 0
 
 
@@ -187,7 +211,7 @@ def status(run: Run, /, *, as_json: Json = False) -> None:
         run: The run folder.
         as_json: One JSON object and nothing else.
     """
-    state = control.progress(experiments.open_run(run))
+    state = control.progress(experiments.read_run(run))
     if as_json:
         print(json.dumps(dataclasses.asdict(state)))
         return
@@ -229,7 +253,7 @@ def stop(run: Run, /) -> None:
     Args:
         run: The run folder.
     """
-    experiments.open_run(run)
+    experiments.read_run(run)
     print(f"{run}: stopped" if control.stop(run) else f"{run}: nobody works on it")
 
 
@@ -240,7 +264,7 @@ def verify(run: Run, /, *, as_json: Json = False) -> None:
         run: The run folder.
         as_json: One JSON object and nothing else.
     """
-    store = experiments.open_run(run)
+    store = experiments.read_run(run)
     moved = store.verify()
     units = len(store.files.list("units"))
     if as_json:

@@ -228,14 +228,25 @@ def build_model(
     if phase not in ("train", "eval"):
         raise Refused(f"unknown phase {phase!r}, choose train or eval")
     model, meta = load_gpt(checkpoint_dir, step, device)
-    tokenizer = _tokenizer_near(Path(checkpoint_dir))
-    known, wanted = tokenizer.get_vocab_size(), model.config.vocab_size
+    return model.train(phase == "train"), load_tokenizer(checkpoint_dir, step), meta
+
+
+def load_tokenizer(checkpoint_dir: str | os.PathLike, step: int) -> Any:
+    """The tokenizer of a step: the one that lies with it, else that of the base folder.
+
+    Raises:
+        Refused: There is none, or it is of another vocabulary than the model.
+    """
+    folder = Path(checkpoint_dir)
+    tokenizer = _tokenizer_near(folder)
+    known = tokenizer.get_vocab_size()
+    wanted = _read_meta(folder, step).get("model_config", {}).get("vocab_size")
     if known != wanted:
         raise Refused(
             f"the tokenizer has {known} tokens and the model {wanted}; put the model's own "
-            f"tokenizer.pkl into {checkpoint_dir}"
+            f"tokenizer.pkl into {folder}"
         )
-    return model.train(phase == "train"), tokenizer, meta
+    return tokenizer
 
 
 def load_model_from_dir(

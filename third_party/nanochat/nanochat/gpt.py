@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from nanochat.adamw import AdamW, DistAdamW
 from nanochat.common import SEED, Refused, world_size
 from nanochat.muon import DistMuon, Muon
+from nanochat.packing import Packed, attend_apart
 
 IGNORED = -1
 """The target of a position that is not supervised."""
@@ -131,7 +132,13 @@ class CausalSelfAttention(nn.Module):
         self.c_v = Linear(config.n_embd, config.n_kv_head * self.head_dim)
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor], kv_cache: Any = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos_sin: tuple[Tensor, Tensor],
+        kv_cache: Any = None,
+        packed: Packed | None = None,
+    ) -> Tensor:
         B, T, C = x.shape
         cos, sin = cos_sin
         q = self.c_q(x).view(B, T, self.n_head, self.head_dim)
@@ -141,7 +148,10 @@ class CausalSelfAttention(nn.Module):
         k = norm(apply_rotary_emb(k, cos, sin)).transpose(1, 2)
         if kv_cache is not None:
             k, v = kv_cache.insert_kv(self.layer_idx, k, v)
-        y = self._attend(q, k, v)
+        if packed is None:
+            y = self._attend(q, k, v)
+        else:
+            y = attend_apart(q, k, v, packed, self.n_head != self.n_kv_head)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -175,8 +185,14 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, layer_idx)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor], kv_cache: Any = None) -> Tensor:
-        x = x + self.attn(norm(x), cos_sin, kv_cache)
+    def forward(
+        self,
+        x: Tensor,
+        cos_sin: tuple[Tensor, Tensor],
+        kv_cache: Any = None,
+        packed: Packed | None = None,
+    ) -> Tensor:
+        x = x + self.attn(norm(x), cos_sin, kv_cache, packed)
         return x + self.mlp(norm(x))
 
 
@@ -216,13 +232,15 @@ class GPT(nn.Module):
         return self.wte.weight.device
 
     def set_compute_dtype(self, dtype: torch.dtype) -> None:
-        """Compute in float32 or bfloat16 from now on; only the embedding table is converted.
+        """Compute in this dtype from now on; only the embedding table is converted.
+
+        In float16 gradients underflow unless the loss is scaled, which is the caller's part.
 
         Raises:
             Refused: There is no policy for the dtype.
         """
-        if dtype not in (torch.float32, torch.bfloat16):
-            raise Refused(f"the model computes in float32 or bfloat16, not {dtype}")
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise Refused(f"the model computes in float32, bfloat16 or float16, not {dtype}")
         self.wte.to(dtype)
 
     def fill_rotary_tables(self) -> None:
@@ -345,36 +363,65 @@ class GPT(nn.Module):
         """The residual stream after the last norm, (B, T, C)."""
         start = 0 if kv_cache is None else kv_cache.get_pos()
         end = start + idx.size(1)
-        if end > self.cos.size(1):
-            raise Refused(
-                f"{end} positions are more than the model's {self.cos.size(1)}; shorten the text"
-            )
+        self._require_positions(end)
+        return self._through_blocks(idx, slice(start, end), kv_cache)
+
+    def _through_blocks(
+        self,
+        idx: Tensor,
+        positions: slice | Tensor,
+        kv_cache: Any = None,
+        packed: Packed | None = None,
+    ) -> Tensor:
         x = norm(self.wte(idx))
-        cos_sin = tuple(table[:, start:end].to(x.dtype) for table in (self.cos, self.sin))
+        cos_sin = tuple(table[:, positions].to(x.dtype) for table in (self.cos, self.sin))
         for block in self.blocks:
-            x = block(x, cos_sin, kv_cache)
+            x = block(x, cos_sin, kv_cache, packed)
         return norm(x)
+
+    def packed_losses(self, packed: Packed) -> Tensor:
+        """The cross entropy of every learned token of packed texts (S,), in nats.
+
+        Each text has the losses that it has alone, up to rounding; no logits exist but theirs.
+
+        Raises:
+            Refused: The rotary tables are too short for the longest text.
+        """
+        self._require_positions(max(packed.lengths))
+        with torch.autocast(packed.ids.device.type, enabled=False):
+            x = self._through_blocks(packed.ids[None], packed.positions, packed=packed)
+            return self._losses_at(x[0].index_select(0, packed.learned), packed.targets)
 
     def _logits(self, x: Tensor) -> Tensor:
         head = self.wte if self.lm_head is None else self.lm_head
         logits = F.linear(x, head.weight.to(x.dtype))[..., : self.config.vocab_size]
         return SOFTCAP * torch.tanh(logits.float() / SOFTCAP)
 
+    def _require_positions(self, count: int) -> None:
+        if count > self.cos.size(1):
+            raise Refused(
+                f"{count} positions are more than the model's {self.cos.size(1)}; shorten the text"
+            )
+
     def _sparse_loss(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
         rows = (targets != IGNORED).nonzero().squeeze(1)
+        losses = self._losses_at(x[rows], targets[rows])
+        if reduction == "mean":
+            return losses.sum() / losses.numel()
+        return torch.zeros_like(targets, dtype=torch.float32).index_put((rows,), losses)
+
+    def _losses_at(self, x: Tensor, targets: Tensor) -> Tensor:
+        """The cross entropy of every row of x (S, C); its logits exist some rows at a time."""
 
         def losses_of(x: Tensor, targets: Tensor) -> Tensor:
             return F.cross_entropy(self._logits(x), targets, reduction="none")
 
-        parts = rows.split(ROWS_AT_ONCE)
-        if len(parts) == 1:
-            losses = losses_of(x[rows], targets[rows])
-        else:  # the logits of a part are computed again in the backward pass, not kept
-            again = functools.partial(checkpoint, losses_of, use_reentrant=False)
-            losses = torch.cat([cast(Tensor, again(x[p], targets[p])) for p in parts])
-        if reduction == "mean":
-            return losses.sum() / losses.numel()
-        return torch.zeros_like(targets, dtype=torch.float32).index_put((rows,), losses)
+        if len(targets) <= ROWS_AT_ONCE:
+            return losses_of(x, targets)
+        # The logits of a part are computed again in the backward pass, not kept.
+        again = functools.partial(checkpoint, losses_of, use_reentrant=False)
+        parts = zip(x.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True)
+        return torch.cat([cast(Tensor, again(*part)) for part in parts])
 
     @torch.inference_mode()
     def generate(

@@ -1,6 +1,6 @@
 """Muon: momentum whose update is brought near the closest orthogonal matrix."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -12,8 +12,14 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NORM_EPS = 1e-7
 
 
-def zeropower_via_newtonschulz5(gradient: Tensor, steps: int = 5) -> Tensor:
+def zeropower_via_newtonschulz5(
+    gradient: Tensor,
+    steps: int = 5,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
+) -> Tensor:
     """Bring every singular value of a matrix near 1; bfloat16, on any device.
+
+    Leading dimensions are a stack of matrices. `product` multiplies two of them in bfloat16.
 
     A quintic Newton-Schulz iteration, X <- a X + (b A + (c A) A) X with A = X X', on the matrix
     divided by its Frobenius norm. Singular values end between about 0.7 and 1.2, which is what
@@ -30,8 +36,8 @@ def zeropower_via_newtonschulz5(gradient: Tensor, steps: int = 5) -> Tensor:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + NORM_EPS)
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + (c * gram) @ gram) @ x
+        gram = product(x, x.mT)
+        x = a * x + product(b * gram + product(c * gram, gram), x)
     return x.mT if tall else x
 
 

@@ -9,6 +9,7 @@ by name. `<|bos|>` stands before every document and every conversation.
 read by `nanochat.pickled`, which builds nothing but text, bytes, numbers and dictionaries.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -130,6 +131,11 @@ class RustBPETokenizer:
         """Write `tokenizer.json`, and the same tokenizer as `tokenizer.pkl` for upstream users."""
         folder = Path(tokenizer_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / "tokenizer.json", self._json)
+        _replace(folder / "tokenizer.pkl", pickle_of(self.enc))
+
+    @cached_property
+    def _json(self) -> bytes:
         merges = sorted(self.enc._mergeable_ranks, key=self.enc._mergeable_ranks.__getitem__)
         state = {
             "format": FORMAT,
@@ -137,8 +143,12 @@ class RustBPETokenizer:
             "special_tokens": self.enc._special_tokens,
             "tokens_hex": [token.hex() for token in merges],
         }
-        _replace(folder / "tokenizer.json", json.dumps(state, indent=1).encode())
-        _replace(folder / "tokenizer.pkl", pickle_of(self.enc))
+        return json.dumps(state, indent=1).encode()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides which ids a text becomes."""
+        return hashlib.sha256(self._json).hexdigest()
 
     def get_vocab_size(self) -> int:
         """How many ids there are."""

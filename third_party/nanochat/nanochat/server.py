@@ -1,0 +1,479 @@
+"""Chat over HTTP: a page, an address for conversations, and workers that answer.
+
+    POST /chat/completions   {"messages": [{"role", "content"}, ...], and if wanted
+                              "temperature", "top_k", "max_tokens"}
+    GET  /, /logo.svg        the page
+    GET  /health, /stats     whether there are workers, and which are busy
+
+An answer comes as server-sent events, `data: {"token": "...", "gpu": 0}` for every piece of text
+and `data: {"done": true}` at its end, or `data: {"error": "..."}` where it broke off. Whatever is
+asked beyond the limits is refused with one sentence, `{"detail": "..."}`, before anything is done.
+
+Each worker is a thread with an engine of its own, so the server answers others meanwhile. A client
+that goes away ends its answer at the next token.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import html
+import ipaddress
+import json
+import logging
+import re
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from nanochat.common import Refused
+from nanochat.engine import Engine, TextStream
+
+MAX_MESSAGES = 500
+MAX_CHARACTERS = 8000
+MAX_TOTAL_CHARACTERS = 32_000
+MAX_BODY = 2**20
+"""Bytes; whatever the other limits allow is shorter, even with every character escaped."""
+
+RANGES = {"temperature": (0, 2), "top_k": (1, 200), "max_tokens": (1, 4096)}
+GRACE = 10
+"""Seconds after which a server that was asked to end does not wait for its clients any more."""
+
+Event = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn, and how long it may get.
+
+    Raises:
+        Refused: A value is not one of its range.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 50
+    max_tokens: int = 512
+
+    def __post_init__(self):
+        for name, (low, high) in RANGES.items():
+            value, whole = getattr(self, name), name != "temperature"
+            number = isinstance(value, int if whole else int | float) and not isinstance(
+                value, bool
+            )
+            if not number or not low <= value <= high:
+                kind = "a whole number" if whole else "a number"
+                raise Refused(f"{name} must be {kind} from {low} to {high}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A conversation that waits for an answer: (role, content) of every message."""
+
+    messages: tuple[tuple[str, str], ...]
+    sampling: Sampling
+
+    @classmethod
+    def read(cls, body: bytes, defaults: Sampling) -> "Question":
+        """What a request asks.
+
+        Raises:
+            Refused: It is malformed, or beyond the limits.
+        """
+        try:
+            given = json.loads(body)
+        except (ValueError, RecursionError):
+            raise Refused("the request must be JSON") from None
+        messages = given.get("messages") if isinstance(given, dict) else None
+        if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
+            raise Refused(f"the request must have a list of 1 to {MAX_MESSAGES} messages")
+        read = tuple(_message(place, message) for place, message in enumerate(messages))
+        total = sum(len(content) for _, content in read)
+        if total > MAX_TOTAL_CHARACTERS:
+            raise Refused(
+                f"the messages have {total} characters together and may have "
+                f"{MAX_TOTAL_CHARACTERS}; leave old ones out"
+            )
+        chosen = {name: given[name] for name in RANGES if given.get(name) is not None}
+        return cls(read, replace(defaults, **chosen))
+
+    def prompt(self, tokenizer: Any) -> list[int]:
+        """The tokens that ask the model for the next turn of the assistant."""
+        special = tokenizer.encode_special
+        tokens = [tokenizer.get_bos_token_id()]
+        for role, content in self.messages:
+            start, end = special(f"<|{role}_start|>"), special(f"<|{role}_end|>")
+            tokens += [start, *tokenizer.encode(content), end]
+        return [*tokens, special("<|assistant_start|>")]
+
+
+def _message(place: int, message: Any) -> tuple[str, str]:
+    role, content = (
+        (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+    )
+    if role not in ("user", "assistant"):
+        raise Refused(f"the role of message {place} must be user or assistant")
+    if not isinstance(content, str) or not content:
+        raise Refused(f"the content of message {place} must be a text that is not empty")
+    if len(content) > MAX_CHARACTERS:
+        raise Refused(
+            f"message {place} has {len(content)} characters and may have {MAX_CHARACTERS}; "
+            "shorten it"
+        )
+    return role, content
+
+
+class Answer:
+    """What a worker says to one question, handed from its thread to the event loop."""
+
+    def __init__(self, tokens: list[int], sampling: Sampling):
+        self.tokens, self.sampling = tokens, sampling
+        self.abandoned = False
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    def put(self, event: Event | None) -> None:
+        """Say something, from any thread; None is the end."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended and nobody listens
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def next(self) -> Event | None:
+        """What is said next; None when all has been said."""
+        return await self._events.get()
+
+    def abandon(self) -> None:
+        """Nobody wants to hear the rest."""
+        self.abandoned = True
+        self.put(None)
+
+
+class Workers:
+    """Threads that answer questions, first come first served, each with its own engine."""
+
+    def __init__(self, engines: Sequence[Engine]):
+        self.engines = list(engines)
+        self.busy: set[int] = set()
+        self.answered = 0
+        self.stopping = False
+        self._waiting: SimpleQueue[Answer | None] = SimpleQueue()
+        self._threads = [
+            Thread(target=self._work, args=(place,), name=f"replica-{place}", daemon=True)
+            for place in range(len(self.engines))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def available(self) -> int:
+        """How many have nothing to do."""
+        return len(self.engines) - len(self.busy)
+
+    def admit(self, question: Question) -> list[int]:
+        """The tokens of a question.
+
+        Raises:
+            Refused: They are more than the context of the model.
+        """
+        engine = self.engines[0]
+        tokens = question.prompt(engine.tokenizer)
+        context = engine.model.config.sequence_len
+        if len(tokens) > context:
+            raise Refused(
+                f"the conversation has {len(tokens)} tokens and the context of the model "
+                f"{context}; shorten it or begin a new one"
+            )
+        return tokens
+
+    def ask(self, answer: Answer) -> None:
+        """Put a question at the end of the queue."""
+        self._waiting.put(answer)
+
+    def stop(self) -> None:
+        """Break off what is being said, and answer nothing more."""
+        self.stopping = True
+        for _ in self._threads:
+            self._waiting.put(None)
+
+    def join(self) -> None:
+        """Wait until the threads have ended."""
+        for thread in self._threads:
+            thread.join(GRACE)
+
+    def _work(self, place: int) -> None:
+        while (answer := self._waiting.get()) is not None:
+            self.busy.add(place)
+            try:
+                last = self._speak(place, answer)
+            except Exception:  # whatever a model dies of, the next question is another one
+                log.exception("an answer broke off")
+                last = {"error": "the answer broke off; the server's log says why"}
+            self.answered += last == {"done": True}
+            self.busy.discard(place)
+            answer.put(last)
+            answer.put(None)
+
+    def _speak(self, place: int, answer: Answer) -> Event:
+        """Put an answer's text, whole characters only; its last event."""
+        engine = self.engines[place]
+        special = engine.tokenizer.encode_special
+        ends = (special("<|assistant_end|>"), special("<|bos|>"))
+        broken = {"error": "the server was stopped"}
+        if self.stopping or answer.abandoned:
+            return broken
+        stream = TextStream(engine.tokenizer)
+        seed = secrets.randbits(31)
+        for column, _ in engine.generate(answer.tokens, seed=seed, **asdict(answer.sampling)):
+            if self.stopping or answer.abandoned:
+                return broken
+            if column[0] in ends:
+                break
+            if text := stream.push(column[0]):
+                answer.put({"token": text, "gpu": place})
+        if text := stream.rest():
+            answer.put({"token": text, "gpu": place})
+        return {"done": True}
+
+
+class EventStream(Response):
+    """Sends an answer while it is said, and abandons it when the client goes away."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, answer: Answer):
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self.answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        watch = asyncio.create_task(self._watch(receive))
+        try:
+            head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            await send(head)
+            while (event := await self.answer.next()) is not None:
+                line = f"data: {json.dumps(event, ensure_ascii=False)}\n\n".encode()
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            watch.cancel()
+            self.answer.abandon()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.answer.abandon()
+
+
+class Chat:
+    """The addresses of the server.
+
+    Args:
+        workers: Who answers.
+        defaults: How answers are drawn where a request does not say it.
+        name: What the page calls the model.
+        local: Whether only requests to this machine's own names are answered, so that no foreign
+            name that was made to lead here can be used to talk to it.
+        allow_origin: Another origin whose pages may ask; `*` is any.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        defaults: Sampling,
+        *,
+        name: str = "",
+        local: bool = True,
+        allow_origin: str = "",
+    ):
+        self.workers, self.defaults = workers, defaults
+        self.local, self.allow_origin = local, allow_origin
+        self._page, self._policy = _page(name, defaults)
+        self._logo = Path(__file__).with_name("logo.svg").read_bytes()
+
+    def app(self) -> Starlette:
+        """The application."""
+        routes = [
+            Route("/", self.page),
+            Route("/logo.svg", self.logo),
+            Route("/health", self.health),
+            Route("/stats", self.stats),
+            Route("/chat/completions", self.complete, methods=["POST"]),
+        ]
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=[self.allow_origin],
+            allow_methods=["GET", "POST"],
+            allow_headers=["content-type"],
+        )
+        return Starlette(
+            routes=routes,
+            middleware=[cors] if self.allow_origin else [],
+            exception_handlers={
+                Refused: _refusal,
+                HTTPException: _refusal,
+                ClientDisconnect: _refusal,  # which nobody reads
+            },
+        )
+
+    async def page(self, _: Request) -> Response:
+        """The page, which loads nothing else."""
+        headers = {"content-security-policy": self._policy, "cache-control": "no-cache"}
+        return HTMLResponse(self._page, headers=headers)
+
+    async def logo(self, _: Request) -> Response:
+        """Its icon."""
+        return Response(self._logo, media_type="image/svg+xml")
+
+    async def health(self, _: Request) -> Response:
+        """Whether questions are answered."""
+        workers = self.workers
+        return JSONResponse(
+            {
+                "status": "ok",
+                "ready": not workers.stopping,
+                "num_gpus": len(workers.engines),
+                "available_workers": workers.available,
+            }
+        )
+
+    async def stats(self, _: Request) -> Response:
+        """Who is there to answer, and how many of them are at it."""
+        engines, available = self.workers.engines, self.workers.available
+        return JSONResponse(
+            {
+                "total_workers": len(engines),
+                "available_workers": available,
+                "busy_workers": len(engines) - available,
+                "workers": [
+                    {"gpu_id": place, "device": str(engine.model.get_device())}
+                    for place, engine in enumerate(engines)
+                ],
+            }
+        )
+
+    async def complete(self, request: Request) -> Response:
+        """An answer to a conversation, or why there is none."""
+        self._check_sender(request)
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise HTTPException(413, f"the request is longer than {MAX_BODY} bytes; shorten it")
+        question = Question.read(body, self.defaults)
+        tokens = await run_in_threadpool(self.workers.admit, question)
+        if self.workers.stopping:
+            raise HTTPException(503, "the server is being stopped; ask again later")
+        answer = Answer(tokens, question.sampling)
+        self.workers.ask(answer)
+        return EventStream(answer)
+
+    def _check_sender(self, request: Request) -> None:
+        """Refuse pages of other origins: whoever opens one should not lend it this server."""
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        if self.local and not is_local(_host_name(host)):
+            raise HTTPException(
+                403, "this server answers at 127.0.0.1 and localhost only; --host changes that"
+            )
+        allowed = (f"http://{host}", f"https://{host}", self.allow_origin)
+        if origin is not None and origin not in allowed and self.allow_origin != "*":
+            raise HTTPException(403, "pages of another origin may not ask this server")
+
+
+def is_local(name: str) -> bool:
+    """Whether a host's name or number leads to this machine only."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def _host_name(host: str) -> str:
+    """A Host header without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _refusal(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+    return JSONResponse({"detail": str(error)}, 400)
+
+
+def _page(name: str, defaults: Sampling) -> tuple[str, str]:
+    """The page, and the policy under which it runs its own script and no other."""
+    text = Path(__file__).with_name("ui.html").read_text()
+    settings = json.dumps({"name": name, **asdict(defaults)})
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    return text.replace("{{settings}}", html.escape(settings)), policy
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take a port, 0 for a free one; who connects waits until the server runs.
+
+    Raises:
+        Refused: It cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "there is no such port"
+        raise Refused(
+            f"cannot listen at port {port} of {host} ({reason}); choose another --port or --host"
+        ) from None
+
+
+class Server(uvicorn.Server):
+    """Serves a chat; when asked to end, by Ctrl-C or otherwise, it breaks answers off first."""
+
+    def __init__(self, chat: Chat):
+        super().__init__(
+            uvicorn.Config(
+                chat.app(),
+                ws="none",
+                lifespan="off",
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=GRACE,
+            )
+        )
+        self.workers = chat.workers
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End."""
+        self.workers.stop()
+        await super().shutdown(sockets)
+
+
+def serve(chat: Chat, listener: socket.socket) -> None:
+    """Serve until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt):  # which is how it is meant to end
+        Server(chat).run(sockets=[listener])
+    chat.workers.join()
