@@ -20,7 +20,6 @@ COMMANDS = {
     "finetune": ("tune", "fine-tune a language model at one point, and watch it"),
     "repro": ("tune", "train one point several times and compare the curves bit for bit"),
     "probe-batch": ("tune", "find the largest batch that fits this device"),
-    "export": ("look", "write a run's arrays to one npz file, or its points to a csv"),
     "track": ("track", "send a run to Weights & Biases, or send it again"),
     "pairs": ("rough", "measure the dimension of a boundary from pairs of runs"),
     "seeing": ("rough", "say how far labels can be trusted, and when a zoom ends"),

@@ -39,7 +39,8 @@ def main(folder: Path) -> dict[str, Any]:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
     torch.set_float32_matmul_precision("highest")
-    model, _ = load_gpt(*task["checkpoint"], device)
+    checkpoint, step = task["checkpoint"]
+    model, _ = load_gpt(checkpoint, step, device)
     model.set_compute_dtype(getattr(torch, task["dtype"]))
     optimizers = _optimizers(model, settings)
     rows = _rows(folder, settings["batch_size"], task["permuted"])
