@@ -12,10 +12,23 @@ from nanochat.checkpoint_manager import load_model
 from terminal import fractal
 from tuning import checkpoint
 
-from fractal_core import Axis, Outcome, Refused, Region, Sweep, base, finetune, rehearsal, single
+from fractal_core import (
+    Axis,
+    Outcome,
+    Refused,
+    Region,
+    Store,
+    Sweep,
+    base,
+    finetune,
+    rehearsal,
+    single,
+)
+from fractal_core.engine import run_here
 from fractal_core.experiments import open_run, preset, read_run
 from fractal_core.finetune import FineTune
 from fractal_core.stream import Stream
+from fractal_core.tuner import Tuner
 
 pytestmark = pytest.mark.usefixtures("storage")
 
@@ -294,14 +307,32 @@ def test_commands_work_on_a_plane(plane, monkeypatch):
     assert read_run(plane / "plane").sweep.id == open_run(plane / "plane").sweep.id
 
 
-def test_a_code_error_in_training_is_a_failure_and_no_outcome(model, tmp_path):
-    """A checkpoint that is gone leaves the points missing, with one sentence that says why."""
+def test_an_exception_is_a_failure_and_no_outcome(quick, tmp_path, monkeypatch):
+    """The machine broke, the run did not: its point stays missing, with the cause beside it."""
+    axes = (Axis("matrix_lr", 1e-3, 1e-1, 2), Axis("unembedding_lr", 1e-3, 1e-1, 1))
+    store = Store.create(tmp_path / "run", Sweep.over(quick, Region(*axes)))
+
+    def breaks(*_):
+        raise RuntimeError("a cable came loose")
+
+    monkeypatch.setattr(Tuner, "train", breaks)
+    with pytest.raises(RuntimeError, match="cable"):
+        list(run_here(store))
+    assert len(store.missing()) == 2
+    assert "cable" in next(iter(store.failures().values()))["cause"]
+    monkeypatch.undo()
+    monkeypatch.setenv("FRACTAL_STORAGE", str(tmp_path))
+    list(run_here(store))
+    assert store.missing() == []
+    assert store.image().outcome.count() == 2
+
+
+def test_what_was_made_from_other_weights_is_not_gone_on_with(model, tmp_path):
+    """A checkpoint that changed under a run folder is told in one sentence; nothing is trained."""
     gone = tmp_path / "gone"
     checkpoint(gone)
     experiment = FineTune(str(gone), num_steps=6, window=2, batch_size=2)
     axes = (Axis("matrix_lr", 1e-3, 1e-1, 2), Axis("unembedding_lr", 1e-3, 1e-1, 2))
-    from fractal_core import Store
-
     Store.create(tmp_path / "run", Sweep.over(experiment, Region(*axes)))
     (gone / "model_000000.pt").write_bytes(b"torn")
     answer = fractal("run", "run", cwd=tmp_path)
