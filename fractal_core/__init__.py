@@ -18,6 +18,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     messages       0   what a conversation is, and files of them
     memos          0   generated documents with questions and answers
     hub            0   data sets on the Hugging Face Hub
+    determinism    0   what it takes for torch to give the same bits twice
     stream         0   the endless order of texts that a seed gives
     boundary       0   boundary cells, box counts, distance, safety margin
     dimension      1   box-counting dimension with interval, or why there is none

@@ -58,14 +58,18 @@ def make(base: Base) -> tuple[Path, float]:
     Returns:
         Its folder, and bits per byte of text that it has not seen.
     """
+    import torch
     from nanochat import corpus, dataset
     from scripts import base_train, tok_train
     from scripts.tiny import base_folder
 
+    from fractal_core.determinism import determined
+
     place = storage() / "base" / "d2"
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fractal-base-") as name:
-        with base_folder(name):
+        # One thread: it is hardly slower for so small a model, and repeats its bits.
+        with base_folder(name), determined(torch.device("cpu")):
             documents = corpus.documents(base.documents)
             documents += [_text(conversation) for conversation in memos.conversations("train")]
             dataset.write_shards(_mixed(documents), 4, dataset.data_folder(), row_group=128)

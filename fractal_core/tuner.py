@@ -18,7 +18,6 @@ float32 products that are rounded afterwards, as few processors multiply bfloat1
 import contextlib
 import ctypes
 import functools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +34,8 @@ from nanochat.packing import Packed, pack
 from torch import Tensor
 
 from fractal_core import pulse
+from fractal_core.determinism import determined
 from fractal_core.stream import Stream, Texts
-
-deterministic: Any = torch.utils.deterministic
-"""Its one setting is made at run time, so checkers of types do not know it."""
 
 GROUPS = ("matrix", "embedding", "unembedding")
 KEPT_ORDERS = 8
@@ -86,42 +83,6 @@ class RunSettings:
         """What the first update depends on; runs that agree in it share it."""
         order = (self.batch_size, self.accumulation, self.sequence_length, self.seed)
         return (self.trainable, self.momentum, *order)
-
-
-def determined(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """For as long as it lasts, sums have one order: the same work gives the same bits.
-
-    On a CPU that takes a single thread, so that bits do not depend on how many there are.
-    """
-    if device.type == "cuda":
-        # cuBLAS reads it when it is first used, which is later than here.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return _determined()
-
-
-@contextlib.contextmanager
-def _determined() -> Iterator[None]:
-    before = (
-        torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cudnn.deterministic,
-        torch.get_float32_matmul_precision(),
-        deterministic.fill_uninitialized_memory,
-    )
-    # Nothing here reads what it has not written, so new memory need not be filled.
-    _determine(1, True, True, "highest", False)
-    try:
-        yield
-    finally:
-        _determine(*before)
-
-
-def _determine(threads: int, algorithms: bool, cudnn: bool, precision: str, fill: bool) -> None:
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(algorithms)
-    torch.backends.cudnn.deterministic = cudnn
-    torch.set_float32_matmul_precision(precision)
-    deterministic.fill_uninitialized_memory = fill
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -396,9 +397,31 @@ def test_a_dummy_run_keeps_no_record(monkeypatch):
     record.finish()
 
 
+def test_prompts_longer_than_the_context_are_left_out(base, capsys):
+    """The samples of a short context do not end the training."""
+
+    class Words:
+        """One token a word."""
+
+        encode_special = staticmethod(lambda name: VOCAB - 1)
+        decode = staticmethod(lambda ids: f"{len(ids)} tokens")
+
+        def __call__(self, text, prepend):
+            return [VOCAB - 1, *(len(word) for word in text.split())]
+
+    data = dataclasses.replace(tokens(), tokenizer=Words())
+    base_train.main(dataclasses.replace(SMALL, sample_every=6), data)
+    assert 0 < capsys.readouterr().out.count(" tokens\n") < len(base_train.PROMPTS)
+
+
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Flags of every kind."""
+    """Flags of every kind.
+
+    A second paragraph.
+    """
+
+    SHORT: ClassVar = {"-d": "--depth"}
 
     depth: int = 4
     rate: float = 0.5
@@ -441,4 +464,7 @@ def test_interruption_and_help_have_their_exit_codes(capsys):
 
     assert cli.run(interrupted, Flags, []) == 130
     assert cli.run(pytest.fail, Flags, ["--help"]) == 0
-    assert "--rate=0.5" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith("Flags of every kind.\n\nA second paragraph.\n\n")
+    assert "--rate=0.5\n" in out
+    assert "--depth=4   or -d\n" in out

@@ -23,22 +23,11 @@ from nanochat.dataloader import collate
 from nanochat.engine import Engine, KVCache
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import get_token_bytes, get_tokenizer
+from nanochat_golden import golden, golden_model
 from scripts import base_complete, chat_cli, chat_sft, tiny, tok_eval, tok_train
 from tasks.builtin import Kinds
 
-DATA = Path(__file__).parent / "data"
-
-torch.set_num_threads(1)
-
-
-def golden_model() -> tuple[GPT, dict]:
-    with np.load(DATA / "nanochat_tiny_mha.npz") as file:
-        numbers = {key: file[key] for key in file.files}
-    model = GPT(GPTConfig(**json.loads(str(numbers["config"]))))
-    model.load_state_dict(
-        {key[2:]: torch.from_numpy(value) for key, value in numbers.items() if key[:2] == "w/"}
-    )
-    return model, numbers
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_model(vocab_size: int, sequence_len: int = 64) -> GPT:
@@ -161,7 +150,8 @@ def test_a_base_model_completes(base, capsys):
 
 def test_updates_are_the_references():
     """Six steps of four conversations in two batches give its losses and its weights."""
-    model, numbers = golden_model()
+    numbers = golden("mha")
+    model = golden_model(numbers)
     ends = np.cumsum(numbers["sft_lengths"])[:-1]
     rows = [
         (ids.tolist(), mask.tolist())
@@ -215,6 +205,31 @@ def test_fine_tuning_saves_its_last_step(base):
     assert {"kinds_acc", "sums_acc", "train_loss"} <= meta.keys()
     before = weights(base / "base_checkpoints" / "d2", 3)
     assert not torch.equal(weights(folder, 5)["lm_head.weight"], before["lm_head.weight"])
+
+
+def test_a_tuning_is_recorded(base, monkeypatch):
+    """What was measured stands at the step it was measured at, the last too; the record is ended."""
+    logged, ended = [], []
+    run = SimpleNamespace(
+        name="own-sft",
+        log=logged.append,
+        finish=lambda: ended.append(True),
+        log_artifact=lambda artifact, aliases: None,
+    )
+    artifact = SimpleNamespace(add_file=lambda path, name: None)
+    wandb = SimpleNamespace(init=lambda **options: run, Artifact=lambda name, type: artifact)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setenv("WANDB_RUN", "own")
+    figures = chat_sft.main(dataclasses.replace(TUNE, eval_every=2))
+    measured = [row for row in logged if "val_loss" in row]
+    assert [row["step"] for row in measured] == [0, 2, 4, 5]
+    assert measured[-1]["val_loss"] == figures["val_loss"]
+    assert measured[-1]["kinds_acc"] == figures["kinds_acc"]
+    assert [row["step"] for row in logged if "train_loss" in row] == [1, 2, 3, 4, 5]
+    monkeypatch.setattr(chat_sft, "update", lambda *args: {}["nothing"])
+    with pytest.raises(KeyError):
+        chat_sft.main(TUNE)
+    assert ended == [True, True]
 
 
 def test_an_interrupted_tuning_goes_on_as_if_it_had_not_been(base, monkeypatch, capsys):
@@ -441,9 +456,10 @@ def test_the_whole_way_offline(tmp_path, monkeypatch, capsys):
             base_dir=str(tmp_path / "tiny"),
             documents=400,
             vocab_size=512,
+            depth=1,
             max_seq_len=64,
             base_steps=100,
-            sft_steps=160,
+            sft_steps=300,
         )
     )
     assert figures["base_bpb"] < figures["unigram_bpb"]

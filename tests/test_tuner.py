@@ -16,8 +16,9 @@ from nanochat.packing import pack
 from nanochat_golden import alive, relative, worst
 
 from fractal_core import Refused
+from fractal_core.determinism import determined
 from fractal_core.stream import Stream
-from fractal_core.tuner import RunSettings, Tuner, determined
+from fractal_core.tuner import RunSettings, Tuner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

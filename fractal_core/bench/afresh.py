@@ -4,7 +4,7 @@
 filled up to the longest of their batch, logits of every token of them, Muon and AdamW as they are,
 the loss fetched at every step - and prints one JSON object. It is run by its path and imports
 nothing of fractal_core, so that it starts as fast as it can. It is also faster than what it stands
-for: nothing is tokenised, logged, sampled or saved.
+for: nothing is tokenised, logged, sampled or saved, and fresh memory is not filled.
 
     task.json    checkpoint [folder, step], device, dtype, settings (of a run, see `tuner`), began
                  (when the process was asked for), permuted (null, or a seed by which the rows of
@@ -24,6 +24,8 @@ from nanochat.checkpoint_manager import load_gpt
 from nanochat.dataloader import collate
 from nanochat.gpt import GPT
 
+memory: Any = torch.utils.deterministic
+
 
 def main(folder: Path) -> dict[str, Any]:
     """Train at one point.
@@ -37,10 +39,11 @@ def main(folder: Path) -> dict[str, Any]:
     settings, device = task["settings"], torch.device(task["device"])
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False
     torch.backends.cudnn.deterministic = True
     torch.set_float32_matmul_precision("highest")
-    checkpoint, at = task["checkpoint"]
-    model, _ = load_gpt(checkpoint, at, device)
+    checkpoint, step = task["checkpoint"]
+    model, _ = load_gpt(checkpoint, step, device)
     model.set_compute_dtype(getattr(torch, task["dtype"]))
     optimizers = _optimizers(model, settings)
     rows = _rows(folder, settings["batch_size"], task["permuted"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 import sys
@@ -12,6 +13,7 @@ import tyro
 from fractal_core import machine
 from fractal_core.bench import dim, engine, finetune, tiny, zoom
 from fractal_core.commands.work import Json
+from fractal_core.errors import require_known
 
 ZOOM_FIGURES = {
     "preview": "mouse up to preview of the selection, ms",
@@ -20,6 +22,8 @@ ZOOM_FIGURES = {
     "level 2": "next 768 runs, time on screen / training",
     "level 1": "next 3,072 runs, time on screen / training",
 }
+
+WAYS = (finetune.OLD, finetune.NEW)
 
 
 def bench(
@@ -136,6 +140,8 @@ def _dim(rounds: int, as_json: bool) -> None:
 def _finetune(rounds: int, device: finetune.Device, only: tuple[str, ...], as_json: bool) -> None:
     results: dict[str, finetune.Result] = {}
     load = [os.getloadavg()[0]]
+    for what in only:
+        require_known("case", what, tuple(finetune.MEASURES))
     for what, measure in finetune.MEASURES.items():
         if not only or what in only:
             if not as_json:
@@ -148,11 +154,8 @@ def _finetune(rounds: int, device: finetune.Device, only: tuple[str, ...], as_js
         print(json.dumps(report | {what: found.report() for what, found in results.items()}))
         return
     _headline(rounds, machine.versions())
-    print(
-        ", ".join(
-            [*(gpu.name for gpu in machine.gpus()), f"load {min(load):.1f} to {max(load):.1f}"]
-        )
-    )
+    gpus = [gpu.name for gpu in machine.gpus()]
+    print(", ".join([*gpus, f"load {min(load):.1f} to {max(load):.1f}"]))
     for what, found in results.items():
         _finetune_rows(what, found)
 
@@ -165,20 +168,13 @@ def _finetune_rows(what: str, found: finetune.Result) -> None:
         f"{texts['tokens_most']}), {texts['learned']:.1%} of them learned"
     )
     print(f"  {'':<24}{'old way':>10}{'fractal':>10}{'times faster: minimum (median)':>34}")
-    rows = {"s to start, per point": found.start}
+    start = "".join(f"{found.start.get(way, math.nan):>10.3f}" for way in WAYS)
+    print(f"  {'s to start, per point':<24}{start}")
     for name, rates in (("s per step", found.training), ("s per point", found.everything)):
         if rates is not None:
-            rows[name] = {way: 1 / rates.median(way) for way in rates.by_name}
-    ratios = {"s per step": found.training, "s per point": found.everything}
-    for name, seconds in rows.items():
-        shown = "".join(
-            f"{seconds[way]:>10.3f}" if way in seconds else f"{'':>10}"
-            for way in (finetune.OLD, finetune.NEW)
-        )
-        if (rates := ratios.get(name)) is not None:
+            seconds = "".join(f"{1 / rates.median(way):>10.3f}" for way in WAYS)
             low, middle = rates.ratio(finetune.NEW, finetune.OLD)
-            shown += f"{low:>24.1f} ({middle:.1f})"
-        print(f"  {name:<24}{shown}")
+            print(f"  {name:<24}{seconds}{low:>24.1f} ({middle:.1f})")
     print(
         f"  losses differ by at most {found.difference(finetune.NEW):.2g} nats; the old way's own, "
         f"with the rows of a batch in another order, by {found.difference('permuted'):.2g}"

@@ -8,6 +8,7 @@ are in the class variable `SHORT`, as in {"-n": "--num_files"}.
 import ast
 import dataclasses
 import difflib
+import inspect
 import sys
 import types
 import typing
@@ -123,6 +124,9 @@ def _number(text: str) -> int | float | None:
 
 
 def _help(kind: type, fields: dict[str, dataclasses.Field]) -> str:
-    lines = [(kind.__doc__ or "").strip(), ""]
-    lines += [f"  --{name}={field.default!r}" for name, field in fields.items()]
+    short = {name: letter for letter, name in getattr(kind, "SHORT", {}).items()}
+    lines = [inspect.getdoc(kind) or "", ""]
+    for name, field in fields.items():
+        letter = short.get(f"--{name}")
+        lines.append(f"  --{name}={field.default!r}" + (f"   or {letter}" if letter else ""))
     return "\n".join(lines)

@@ -301,7 +301,7 @@ class Training:
         print0(f"Step {loop.step}: validation {loop.val_bpb:.4f} bits per byte")
 
     def sample(self) -> None:
-        """How the model completes seven fixed prompts, at temperature 0."""
+        """How the model completes those of seven fixed prompts that it has room for, greedily."""
         if self.data.tokenizer is None or self.rank:
             return
         from nanochat.engine import Engine
@@ -310,6 +310,8 @@ class Training:
         self.model.eval()
         for prompt in PROMPTS:
             ids = self.data.tokenizer(prompt, prepend="<|bos|>")
+            if len(ids) >= self.model.config.sequence_len:
+                continue
             samples, _ = engine.generate_batch(ids, num_samples=1, max_tokens=16, temperature=0)
             print0(self.data.tokenizer.decode(samples[0]))
         self.model.train()

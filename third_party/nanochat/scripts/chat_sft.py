@@ -24,7 +24,15 @@ from nanochat.checkpoint_manager import (
     load_optimizers,
     save_checkpoint,
 )
-from nanochat.common import Refused, StopRequest, compute_init, get_base_dir, print0, tracker
+from nanochat.common import (
+    Refused,
+    StopRequest,
+    Tracker,
+    compute_init,
+    get_base_dir,
+    print0,
+    tracker,
+)
 from nanochat.corpus import WORDS
 from nanochat.dataloader import sft_data_loader
 from nanochat.engine import Engine
@@ -232,6 +240,14 @@ class Tuning:
                 f"{config.target_examples_per_step}; give --num_iterations"
             )
         record = tracker("sft", config.run, dataclasses.asdict(config), project="nanochat-sft")
+        try:
+            return self._learn(steps, learned, validation, asked, record)
+        finally:
+            record.finish()
+
+    def _learn(
+        self, steps: int, learned: Task, validation: Task, asked: dict[str, Task], record: Tracker
+    ) -> dict[str, Any]:
         loader = self.batches(learned, self.state)
         figures: dict[str, Any] = {}
         bar = tqdm(
@@ -240,7 +256,9 @@ class Tuning:
         with StopRequest() as stop, bar:
             while True:
                 last = self.step == steps - 1
-                figures |= self.evaluate(last, validation, asked)
+                if measured := self.evaluate(last, validation, asked):
+                    record.log({"step": self.step} | measured)
+                    figures |= measured
                 if last:
                     break
                 micro = list(itertools.islice(loader, self.accumulation))
@@ -249,7 +267,14 @@ class Tuning:
                     self.model, self.optimizers, [batch[:2] for batch in micro], multiplier
                 )
                 self.state, self.step = micro[-1][2], self.step + 1
-                record.log({"step": self.step, "lrm": multiplier, "num_tokens": tokens} | figures)
+                record.log(
+                    {
+                        "step": self.step,
+                        "lrm": multiplier,
+                        "num_tokens": tokens,
+                        "train_loss": figures["train_loss"],
+                    }
+                )
                 bar.set_postfix(loss=f"{figures['train_loss']:.4f}")
                 bar.update()
                 if stop.asked(self.device):
@@ -259,7 +284,6 @@ class Tuning:
         self.save(figures, resumable=False)
         files = (f"model_{self.step:06d}.pt", f"meta_{self.step:06d}.json", "tokenizer.pkl")
         record.artifact({f"checkpoints/{name}": self.folder / name for name in files})
-        record.finish()
         return figures | {"step": self.step, "checkpoint": str(self.folder)}
 
     def evaluate(self, last: bool, validation: Task, asked: dict[str, Task]) -> dict[str, float]:

@@ -97,7 +97,7 @@ def load_rows(path: str, name: str | None, split: str) -> Any:
         import datasets  # type: ignore[import-not-found] # an extra: what runs offline needs none of it
     except ModuleNotFoundError:
         raise Refused(
-            f"{path} is read with the package datasets; install it with `pip install nanochat[data]`"
+            f"{path} is read with the package datasets; install it with `uv sync --extra data`"
         ) from None
     return datasets.load_dataset(path, name, split=split).shuffle(seed=42)
 
