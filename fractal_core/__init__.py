@@ -75,8 +75,8 @@ Words: a *point* is one pair of values, a *cell* the small rectangle it stands i
 ended. Missing means not computed; it is a mask, never a value. A run that diverged is a result; a
 unit whose process died is not, and stays missing.
 
-Nothing here imports torch: it is loaded only by what trains with it. `commands.chat` alone imports
-nanochat, the language model under third_party, and only when it is called.
+Nothing here imports torch: it is loaded only by what trains with it. So is nanochat, the language
+model under third_party.
 """
 
 from fractal_core.errors import Refused as Refused

@@ -354,8 +354,9 @@ def _harness(reader: Reader, tasks: list[str], limit: int | None, folder: Path |
 def harness_scores(results: dict, task: str) -> list[Score]:
     """The scores of one task or group among the harness's results, with their intervals.
 
-    Shares of right answers get the exact interval, other metrics 1.96 of the harness's standard
-    errors. A metric without a standard error is left out.
+    Shares of right answers get the exact interval; perplexities and bits per byte that of drawing
+    the texts again; other metrics 1.96 of the harness's standard errors. What has neither of these
+    is left out.
     """
     subtasks = results.get("group_subtasks", {}).get(task) or [task]
     if subtasks != [task]:
@@ -364,16 +365,29 @@ def harness_scores(results: dict, task: str) -> list[Score]:
     scores = []
     for key, value in found.items():
         metric, comma, kept = key.partition(",")
-        error = found.get(f"{metric}_stderr,{kept}")
         if not comma or metric.endswith("_stderr"):
             continue
         points = [s[metric] for s in samples if s["filter"] == kept and metric in s]
-        if points and all(point in (0, 1) for point in points):
-            scores.append(share(task, metric, int(sum(points)), len(points)))
-        elif isinstance(error, float) and math.isfinite(error):
-            ends = float(value) - 1.96 * error, float(value) + 1.96 * error
-            scores.append(Score(task, metric, float(value), *ends, len(points)))
-    return scores
+        error = found.get(f"{metric}_stderr,{kept}")
+        scores.append(_harness_score(task, metric, value, points, error))
+    return [score for score in scores if score is not None]
+
+
+def _harness_score(task: str, metric: str, value: Any, points: list, error: Any) -> Score | None:
+    """A metric of the harness, from its value for each question and its standard error."""
+    if points and all(isinstance(p, tuple | list) and len(p) == 2 for p in points):
+        nats, sizes = np.array(points, dtype=float).T
+        base = ratio(task, metric, -nats, sizes)
+        for read in (math.exp, lambda x: x / math.log(2)):
+            if math.isclose(read(base.value), value, rel_tol=1e-6):
+                ends = read(base.low), read(base.high)
+                return Score(task, metric, float(value), *ends, base.count)
+    elif points and all(point in (0, 1) for point in points):
+        return share(task, metric, int(sum(points)), len(points))
+    if isinstance(error, float) and math.isfinite(error):
+        ends = float(value) - 1.96 * error, float(value) + 1.96 * error
+        return Score(task, metric, float(value), *ends, len(points))
+    return None
 
 
 def _before(text: str, stops: Sequence[str]) -> str:

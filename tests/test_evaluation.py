@@ -1,6 +1,5 @@
 """How good a language model is: likelihoods, answers, scores, and the harness."""
 
-import itertools
 import json
 import math
 import sys
@@ -210,15 +209,20 @@ RESULTS = {
         "both": {"acc,none": 0.5, "acc_stderr,none": 0.1},
         "one": {"alias": "one", "acc,none": 0.75, "acc_stderr,none": 0.25, "odd,none": 3.0},
         "two": {
-            "ppl,none": 8.0,
-            "ppl_stderr,none": 0.5,
+            "ter,none": 8.0,
+            "ter_stderr,none": 0.5,
             "f1,strict": 2.0,
             "f1_stderr,strict": "N/A",
         },
+        "texts": {"bits,none": 1.5, "perplexity,none": 2**1.5, "odd,none": 7.0},
     },
     "samples": {
         "one": [{"filter": "none", "acc": float(i != 0), "odd": 3.0} for i in range(4)],
-        "two": [{"filter": "none", "ppl": (1.0, 2.0)}, {"filter": "strict", "f1": 2.0}],
+        "two": [{"filter": "none", "ter": 8.0}, {"filter": "strict", "f1": 2.0}],
+        "texts": [
+            {"filter": "none"} | dict.fromkeys(("bits", "perplexity", "odd"), (nats, 2))
+            for nats in (-2 * math.log(2), -4 * math.log(2))
+        ],
     },
 }
 
@@ -226,8 +230,12 @@ RESULTS = {
 def test_no_number_of_the_harness_is_without_its_interval():
     """Shares get the exact one, others that of the standard error, and what has none is left out."""
     assert harness_scores(RESULTS, "one") == [share("one", "acc", 3, 4)]
-    assert harness_scores(RESULTS, "two") == [Score("two", "ppl", 8.0, 7.02, 8.98, 1)]
+    assert harness_scores(RESULTS, "two") == [Score("two", "ter", 8.0, 7.02, 8.98, 1)]
     assert len(harness_scores(RESULTS, "both")) == 2
+    bits, perplexity = harness_scores(RESULTS, "texts")
+    assert (bits.value, bits.low, bits.high) == pytest.approx((1.5, 1.0, 2.0))
+    ends = perplexity.value, perplexity.low, perplexity.high
+    assert ends == pytest.approx((2**1.5, 2.0, 4.0))
 
 
 def stand_in(monkeypatch, ask) -> None:
@@ -326,5 +334,40 @@ def test_the_real_harness_asks_a_checkpoint(folder, reader, tmp_path, monkeypatc
     bits = -sum(reader.text_likelihoods(texts)) / math.log(2)
     bytes_ = sum(len(text.encode()) for text in texts)
     assert found["read", "bits_per_byte"]["value"] == pytest.approx(bits / bytes_)
-    for score in itertools.chain(scores):
+    for score in scores:
         assert score["low"] <= score["value"] <= score["high"]
+
+
+def test_published_tasks_are_asked_as_the_harness_defines_them(reader, monkeypatch):
+    """HellaSwag and ARC with made-up rows in the form of theirs: context, spaces, right answer."""
+    reason = "the harness (uv sync --extra eval) is 150 MB more"
+    datasets = pytest.importorskip("datasets", reason="reads the rows; uv sync --extra data")
+    pytest.importorskip("lm_eval", reason=reason)
+    ends = ["pays the bill.", "signs it.", "leaves.", "sleeps."]
+    swag = [
+        {"ind": i, "activity_label": "Bills", "ctx_a": "A man reads.", "ctx_b": "he", "label": "2"}
+        | {"ctx": "A man reads. he", "endings": ends, "split": "val", "source_id": f"{i}"}
+        for i in range(3)
+    ]
+    arc = [
+        {"id": f"{i}", "question": "Who pays?", "answerKey": "B"}
+        | {"choices": {"text": ["Ada", "Bo", "nobody"], "label": ["A", "B", "C"]}}
+        for i in range(3)
+    ]
+
+    def load(path, name=None, **options):
+        rows = datasets.Dataset.from_list(swag if "hellaswag" in path else arc)
+        return datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), rows))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    tasks = ("hellaswag", "arc_easy", "arc_challenge")
+    found = {(s.task, s.metric): s for s in evaluation.evaluate(reader, tasks, limit=2)}
+    assert set(found) == {(task, metric) for task in tasks for metric in ("acc", "acc_norm")}
+    assert {score.count for score in found.values()} == {2}
+    asked = {
+        "hellaswag": [("Bills: A man reads. He", f" {end}") for end in ends],
+        "arc_easy": [("Question: Who pays?\nAnswer:", f" {x}") for x in ("Ada", "Bo", "nobody")],
+    }
+    for task, right in (("hellaswag", 2), ("arc_easy", 1)):
+        nats = [nats for nats, _ in reader.likelihoods(asked[task])]
+        assert found[task, "acc"].value == float(np.argmax(nats) == right)
