@@ -1,7 +1,8 @@
 """The one exception that a user is meant to read, and the remedy that most of them name."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class Refused(ValueError):
@@ -10,6 +11,19 @@ class Refused(ValueError):
     It is raised before work starts and changes nothing on disk. The command prints it and exits
     with 2; anything else that reaches the top is a bug and keeps its traceback.
     """
+
+
+@contextlib.contextmanager
+def as_ours(theirs: type[Exception]) -> Iterator[None]:
+    """Raise what a library refuses, in its own words, as `Refused`.
+
+    Args:
+        theirs: How the library says that something cannot be done.
+    """
+    try:
+        yield
+    except theirs as error:
+        raise Refused(str(error)) from None
 
 
 def require_known(what: str, given: str, known: Iterable[str]) -> None:

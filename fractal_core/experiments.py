@@ -1,6 +1,5 @@
 """Experiments and presets by name, and the way back from a run folder to its sweep."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -156,11 +155,10 @@ def _parse(name: str, kind: Any, text: str) -> Any:
             try:
                 value = float(text)
             except ValueError:
-                value = math.nan
+                kind_of = "whole number" if option is int else "number"
+                raise Refused(f"{name}={text}: that setting takes a {kind_of}") from None
             if option is int and not value.is_integer():
                 raise Refused(f"{name}={text}: that setting takes a whole number")
-            if math.isnan(value):
-                raise Refused(f"{name}={text}: that setting takes a number")
             return option(text if text.lstrip("+-").isdecimal() else value)
     return text
 

@@ -25,11 +25,13 @@ import numpy as np
 from jaxtyping import Float64
 
 from fractal_core import base, conversations
-from fractal_core.errors import Refused, require_known
+from fractal_core.errors import Refused, as_ours, require_known
 from fractal_core.outcome import WINDOW, Outcomes, join, judge_curves
 from fractal_core.stream import Stream
 
 if TYPE_CHECKING:
+    from nanochat.tokenizer import RustBPETokenizer
+
     from fractal_core.tuner import RunSettings, Tuner
 
 ARITHMETIC = "finetune-1"
@@ -153,6 +155,8 @@ class FineTune:
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
                 raise Refused(f"{name}={value}; choose a number of at least {least}")
+        if not self.threshold:
+            raise Refused("threshold=0; no mean of losses stays below it, choose a share above 0")
         for name in ("final_lr_frac", "warmup", "threshold", "momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Refused(f"{name}={getattr(self, name)}; choose a share between 0 and 1")
@@ -220,7 +224,7 @@ class FineTune:
             Refused: A setting would not be used, or runs are too short to be judged.
         """
         self._require_used()
-        shortest = min(setting.steps(mine) for setting, mine in self._extremes(points, seed))
+        shortest = min(setting.length(mine) for setting, mine in self._extremes(points, seed))
         if shortest <= self.window:
             raise Refused(
                 f"{shortest} steps are too few to judge by the last {self.window} losses; train "
@@ -261,7 +265,7 @@ class FineTune:
         seed = values.pop("seed", seed)
         return replace(self, **values), seed
 
-    def steps(self, seed: int) -> int:
+    def length(self, seed: int) -> int:
         """Losses of a run: as set, or as many as see the budget of tokens."""
         if self.num_tokens is None:
             return self.num_steps
@@ -293,7 +297,7 @@ class FineTune:
         }
         return RunSettings(
             **rates,
-            multipliers=self.multipliers(self.steps(seed)),
+            multipliers=self.multipliers(self.length(seed)),
             trainable=tuple(filter(None, self.trainable.split(","))),
             weight_decay=self.weight_decay,
             momentum=self.momentum,
@@ -311,9 +315,9 @@ class FineTune:
         """The conversations as tokens of the checkpoint's own tokenizer."""
         return _texts(self.checkpoint, self.data, split)
 
-    def place(self) -> tuple[Path, int]:
-        """Folder and step of the checkpoint."""
-        return _place(self.checkpoint)
+    def tokenizer(self) -> "RustBPETokenizer":
+        """The tokenizer that lies with the checkpoint."""
+        return _tokenizer(self.checkpoint)
 
     def run(
         self,
@@ -375,9 +379,10 @@ def source_of(checkpoint: str) -> str:
 
 @functools.lru_cache(maxsize=4)
 def _place(checkpoint: str) -> tuple[Path, int]:
-    from nanochat.checkpoint_manager import locate, source_folder
+    from nanochat import checkpoint_manager, common
 
-    return locate(source_folder(source_of(checkpoint)))
+    with as_ours(common.Refused):
+        return checkpoint_manager.locate(checkpoint_manager.source_folder(source_of(checkpoint)))
 
 
 @functools.lru_cache(maxsize=4)
@@ -387,11 +392,17 @@ def _weights_digest(checkpoint: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@functools.lru_cache(maxsize=4)
+def _tokenizer(checkpoint: str) -> "RustBPETokenizer":
+    from nanochat import checkpoint_manager, common
+
+    with as_ours(common.Refused):
+        return checkpoint_manager.load_tokenizer(*_place(checkpoint))
+
+
 @functools.lru_cache(maxsize=8)
 def _texts(checkpoint: str, data: str, split: conversations.Split) -> conversations.TokenSet:
-    from nanochat.checkpoint_manager import load_tokenizer
-
-    tokenizer = load_tokenizer(*_place(checkpoint))
+    tokenizer = _tokenizer(checkpoint)
     return conversations.tokenised(
         data, split, tokenizer.render_conversation, tokenizer.fingerprint, MOST_TOKENS
     )
@@ -405,10 +416,11 @@ def _stream(texts: conversations.TokenSet, length: int, seed: int) -> Stream:
 @functools.lru_cache(maxsize=1)
 def _tuner(checkpoint: str, data: str, device: str, dtype: str, compiled: bool) -> "Tuner":
     import torch
-    from nanochat.checkpoint_manager import load_gpt
+    from nanochat import checkpoint_manager, common
 
     from fractal_core.tuner import Tuner
 
-    model, _ = load_gpt(*_place(checkpoint), torch.device(device))
+    with as_ours(common.Refused):
+        model, _ = checkpoint_manager.load_gpt(*_place(checkpoint), torch.device(device))
     model.set_compute_dtype(getattr(torch, dtype))
     return Tuner(model, _texts(checkpoint, data, "train"), compiled)

@@ -30,9 +30,8 @@ from fractal_core.outcome import is_trainable
 from fractal_core.roughness import pitch_of
 from fractal_core.store import Image, Store, exported
 from fractal_core.sweep import LEVELS
-from fractal_core.tracking import Record, Subject, Unsent
+from fractal_core.tracking import PATIENCE, Record, Subject, Unsent
 
-PATIENCE = 60.0
 STATUS_SECONDS, PICTURE_SECONDS = 30.0, 60.0
 GRACE_SECONDS = 60.0
 START_SECONDS = 30.0
@@ -129,7 +128,7 @@ class _Mirror:
     def update(self) -> None:
         """Send how far the run is; what fails is tried again the next time."""
         try:
-            if tracking.single(self.store.path):
+            if tracking.single(self.store.sweep):
                 self.open().steps(tracking.curve(self.store.path))
             else:
                 self._progress()
@@ -160,7 +159,7 @@ class _Mirror:
     def finish(self) -> str:
         """Send everything and end the record; a sentence that says where it is."""
         record = self.open()
-        (self._run if tracking.single(self.store.path) else self._map)(record)
+        (self._run if tracking.single(self.store.sweep) else self._map)(record)
         record.close()
         if record.online:
             return f"{self.store.path}: sent to {record.place}"
@@ -195,6 +194,7 @@ class _Mirror:
             record.table("samples", tracking.SAMPLES, texts)
         memory = [row["memory"] for row in rows if "memory" in row]
         told = tracking.note(path, "result.json", {})
+        told.pop("checkpoint", None)  # where it lies on this machine
         record.summary(told | ({"peak_memory": max(memory)} if memory else {}))
         files = {"sweep.json": self._file("sweep.json")}
         for name in ("metrics.jsonl", "samples.json", "result.json"):
@@ -224,7 +224,7 @@ def _paint(image: Image) -> bytes:
 def _dimension(store: Store) -> dict[str, Any]:
     """The dimension of the trainability boundary of a finished map, never without its interval."""
     outcome = store.image().outcome
-    if np.ma.getmaskarray(outcome).any():
+    if np.ma.getmaskarray(outcome).any() or min(outcome.shape) < 2:
         return {}
     found = dimension(np.asarray(is_trainable(outcome)), pitch_of(store.sweep.grid)[0])
     told = {"verdict": found.verdict, "reason": found.reason, "value": found.value}

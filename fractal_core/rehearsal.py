@@ -132,12 +132,15 @@ def _curve(task: tuple[FineTune, int, dict[str, str]]) -> np.ndarray:
 class _Longest:
     """The longest texts of a set, so that no batch is larger than the one that is tried."""
 
-    def __init__(self, texts: Any, count: int):
-        self.texts, self.rows = texts, min(count, texts.rows)
-        self._order = np.argsort(-np.diff(texts.starts), kind="stable")
+    def __init__(self, texts: Any, length: int, count: int):
+        self.texts, self.rows = texts, count
+        taught = [at for at in range(texts.rows) if texts.row(at)[1][1 : length + 1].any()]
+        taught.sort(key=lambda at: -min(length, len(texts.row(at)[0])))
+        # A batch larger than the set repeats it, as it does in training.
+        self._order = [taught[at % len(taught)] for at in range(count)]
 
     def row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.texts.row(int(self._order[i]))
+        return self.texts.row(self._order[i])
 
 
 def _trial(experiment: FineTune, memory_gb: float | None, environment: dict[str, str]) -> bool:
@@ -146,7 +149,8 @@ def _trial(experiment: FineTune, memory_gb: float | None, environment: dict[str,
     import torch
 
     tuner = experiment.tuner()
-    tuner.texts = _Longest(tuner.texts, experiment.batch_size * experiment.accumulation)
+    each = experiment.batch_size * experiment.accumulation
+    tuner.texts = _Longest(tuner.texts, experiment.sequence_length, each)
     if experiment.device == "cuda":
         if memory_gb is not None:
             total = torch.cuda.get_device_properties(0).total_memory

@@ -92,7 +92,6 @@ class _Single:
 
     def __init__(self, store: Store, experiment: FineTune, seed: int, watch: Watch):
         import torch
-        from nanochat.checkpoint_manager import load_tokenizer
         from nanochat.common import compute_init
 
         self.store, self.experiment, self.watch = store, experiment, watch
@@ -104,7 +103,7 @@ class _Single:
             )
         self.torch = torch
         self.tuner, self.settings = experiment.tuner(), experiment.settings(seed)
-        self.model, self.tokenizer = self.tuner.model, load_tokenizer(*experiment.place())
+        self.model, self.tokenizer = self.tuner.model, experiment.tokenizer()
         self.held_out = Stream(experiment.texts("validation"), experiment.sequence_length, 0)
 
     def run(self, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

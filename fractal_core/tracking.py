@@ -31,6 +31,7 @@ from fractal_core.store import Image
 from fractal_core.sweep import Sweep
 
 PROJECT = "fractal-llm"
+PATIENCE = 60.0
 HOSTED = ("api.wandb.ai", "api.forge.coreweave.com")
 """The names of the public server: a key for one of them is a key for the other."""
 
@@ -72,7 +73,7 @@ class Subject:
 
     @classmethod
     def of(cls, path: Path, sweep: Sweep) -> "Subject":
-        """A run folder; one that holds `single/` is one run."""
+        """What a run folder and its recipe say."""
         region = sweep.region
         config = {
             "experiment": type(sweep.experiment).__name__,
@@ -83,7 +84,7 @@ class Subject:
             "contract": sweep.recipe["contract"],
             "sweep": sweep.id,
         }
-        return cls(path, sweep.id, "finetune" if single(path) else "sweep", clean(config))
+        return cls(path, sweep.id, "finetune" if single(sweep) else "sweep", clean(config))
 
     @property
     def name(self) -> str:
@@ -120,9 +121,9 @@ def cleaned(data: bytes) -> bytes:
     return data if clean(whole) == whole else json.dumps(clean(whole), indent=1).encode()
 
 
-def single(path: Path) -> bool:
-    """Whether a run folder holds one run with its curve, not a map."""
-    return (path / "single").is_dir()
+def single(sweep: Sweep) -> bool:
+    """Whether a sweep is one run with its curve, not a map."""
+    return sweep.grid.shape == (1, 1)
 
 
 def curve(path: Path, after: int = -1) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def serving(tokenizer, *models, defaults: Sampling | None = None, **options) -> 
                 model.go()
         thread.join(PATIENCE)
         workers.join()
-        assert not thread.is_alive()
+        assert not any(each.is_alive() for each in (thread, *workers._threads))
 
 
 class Served:
@@ -165,12 +165,12 @@ def until(condition, each=lambda: None) -> None:
 
 def test_the_answer_is_framed_as_events(tokenizer):
     """Byte for byte: one event for each piece of text, then that it is done."""
-    with serving(tokenizer, Voice(*b'a"', END)) as served:
+    with serving(tokenizer, Voice(*'é"'.encode(), END)) as served:
         answer = served.post({"messages": HELLO})
         assert answer.status == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
-        expected = b'data: {"token": "a", "gpu": 0}\n\ndata: {"token": "\\"", "gpu": 0}\n\n'
-        assert answer.read() == expected + DONE
+        expected = 'data: {"token": "é", "gpu": 0}\n\ndata: {"token": "\\"", "gpu": 0}\n\n'
+        assert answer.read() == expected.encode() + DONE
 
 
 @pytest.mark.parametrize(
@@ -252,20 +252,17 @@ def test_an_answer_ends_with_its_room(tokenizer):
 
 
 def test_a_conversation_longer_than_the_context_is_refused(tokenizer):
-    """One that just fits still has an answer of one token."""
+    """One that just fits still has an answer of one token; one token more is too many."""
     voice = Voice(97, sequence_len=64)
+    mark = "\x01"  # a token of its own
     with serving(tokenizer, voice) as served:
-        fits = [{"role": "user", "content": "~" * 60}]
-        while (
-            len(server.Question((("user", fits[0]["content"]),), Sampling()).prompt(tokenizer))
-            != 64
-        ):
-            fits[0]["content"] = fits[0]["content"][:-1]
-        assert text_of(served.ask(fits)) == "a"
-        fits[0]["content"] += "~é"
-        sentence = served.refused({"messages": fits})
-    assert re.search(r"has \d+ tokens and the context of the model 64; shorten it", sentence)
-    assert len(voice.prompts) == 1
+        assert text_of(served.ask([{"role": "user", "content": 60 * mark}])) == "a"
+        sentence = served.refused({"messages": [{"role": "user", "content": 61 * mark}]})
+    assert [len(prompt) for prompt in voice.prompts] == [64]
+    assert sentence == (
+        "the conversation has 65 tokens and the context of the model 64; shorten it or begin a "
+        "new one"
+    )
 
 
 # Limits

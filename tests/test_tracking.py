@@ -111,7 +111,9 @@ def one_run(path: Path, steps: int = 3) -> Store:
     (single / "metrics.jsonl").write_text(lines + '{"step": 99, "lo')
     sample = {"question": "who?", "expected": "he", "before": "??", "after": f"he {TOKEN}"}
     (single / "samples.json").write_text(json.dumps([sample]))
-    (single / "result.json").write_text(json.dumps({"outcome": "TRAINABLE", "ratio": 0.5}))
+    (single / "result.json").write_text(
+        json.dumps({"outcome": "TRAINABLE", "ratio": 0.5, "checkpoint": "/home/me"})
+    )
     (single / "checkpoint").mkdir()
     (single / "checkpoint" / "model_000003.pt").write_bytes(b"weights")
     return store
@@ -317,29 +319,23 @@ def begin(path: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_sweep_ends_green_whatever_the_server_does(tmp_path, client, monkeypatch):
-    """It cannot begin, or not end: exit 0, all units, one line with what to do; and that works."""
-    running = {}
-    for mode in ("down", "slow"):
-        folder = client / mode.replace(" ", "-")
-        folder.mkdir()
-        (folder / "mode").write_text(mode)
-        monkeypatch.setenv("STANDIN", str(folder))
-        store = make(tmp_path / folder.name)
-        running[mode] = store, folder, begin(store.path, "run", "--track")
-    for mode, (store, folder, process) in running.items():
-        _, err = process.communicate(timeout=mischief.DEADLINE)
-        assert process.returncode == 0, err
-        assert store.missing() == []
-        last = err.splitlines()[-1]
-        assert last.startswith("fractal: Weights & Biases did not ")
-        assert standin.TROUBLE[mode][1] in last
-        assert last.endswith(f"`fractal track {store.path}` sends it again")
-        mirrors = {line["process"] for line in heard("init", folder)}
-        assert len(mirrors) == 1
-        assert process.pid not in mirrors
-        assert not any(mischief.alive(pid) for pid in mirrors)
-    (folder / "mode").unlink()
+def test_a_sweep_ends_green_though_the_server_is_down(tmp_path, client):
+    """Exit 0, all units, one line with what to do from another process; and that command works."""
+    store = make(tmp_path / "run")
+    (client / "mode").write_text("down")
+    with begin(store.path, "run", "--track") as run:
+        _, err = run.communicate(timeout=mischief.DEADLINE)
+    assert run.returncode == 0, err
+    assert store.missing() == []
+    last = err.splitlines()[-1]
+    assert last.startswith(
+        "fractal: Weights & Biases did not begin a run (connect: connection refused)"
+    )
+    assert last.endswith(f"`fractal track {store.path}` sends it again")
+    (follower,) = {line["process"] for line in heard("init")}
+    assert follower != run.pid
+    assert not mischief.alive(follower)
+    (client / "mode").unlink()
     answer = fractal("track", str(store.path), cwd=tmp_path)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout == f"{store.path}: sent to https://example.org/run\n"

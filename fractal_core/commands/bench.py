@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import statistics
 import sys
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import tyro
 
 from fractal_core import machine
-from fractal_core.bench import dim, engine, tiny, zoom
+from fractal_core.bench import dim, engine, finetune, tiny, zoom
 from fractal_core.commands.work import Json
 
 ZOOM_FIGURES = {
@@ -22,28 +23,34 @@ ZOOM_FIGURES = {
 
 
 def bench(
-    what: tyro.conf.Positional[Literal["tiny", "engine", "dim", "zoom"]],
+    what: tyro.conf.Positional[Literal["tiny", "engine", "dim", "zoom", "finetune"]],
     /,
     *,
     rounds: int | None = None,
     seconds: float | None = None,
     only: tuple[str, ...] = (),
+    device: finetune.Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Measure speed: contenders take turns, ratios are within a round.
 
     Args:
         what: `tiny`: the kernel of the tiny networks. `engine`: what worker processes cost.
-            `dim`: counting boxes. `zoom`: the zoom notebook in a browser.
-        rounds: Turns of every contender, or zooms; left out, 7, 4, 3 and 3.
+            `dim`: counting boxes. `zoom`: the zoom notebook in a browser. `finetune`: a language
+            model, against a process for every point.
+        rounds: Turns of every contender, or zooms; left out, 7, 4, 3, 3 and 3.
         seconds: How long a turn of `tiny` and a long unit of `engine` take; left out, 0.5 and 1.
-        only: Cases of `tiny`, for example tanh-full-float64; left out, all.
+        only: Cases of `tiny`, for example tanh-full-float64, or of `finetune`: training,
+            everything; left out, all.
+        device: Where `finetune` trains: cpu or cuda, each with a model of its size.
         as_json: One JSON object and nothing else.
     """
     if what == "zoom":
         _zoom(3 if rounds is None else rounds, as_json)
     elif what == "engine":
         _engine(4 if rounds is None else rounds, seconds or 1.0, as_json)
+    elif what == "finetune":
+        _finetune(3 if rounds is None else rounds, device, only, as_json)
     elif what == "dim":
         _dim(3 if rounds is None else rounds, as_json)
     else:
@@ -124,6 +131,58 @@ def _dim(rounds: int, as_json: bool) -> None:
     for name, each in seconds.items():
         low, middle = ratios.get(name, (1.0, 1.0))
         print(f"{name:<12}{each:>20.3f}{low:>24.1f} ({middle:.1f})")
+
+
+def _finetune(rounds: int, device: finetune.Device, only: tuple[str, ...], as_json: bool) -> None:
+    results: dict[str, finetune.Result] = {}
+    load = [os.getloadavg()[0]]
+    for what, measure in finetune.MEASURES.items():
+        if not only or what in only:
+            if not as_json:
+                print(f"{what} ...", file=sys.stderr, flush=True)
+            results[what] = measure(finetune.Case.usual(what, device), rounds)
+            load.append(os.getloadavg()[0])
+    if as_json:
+        report = {"machine": machine.describe(), "gpus": [gpu.name for gpu in machine.gpus()]}
+        report |= {"load": load, "rounds": rounds}
+        print(json.dumps(report | {what: found.report() for what, found in results.items()}))
+        return
+    _headline(rounds, machine.versions())
+    print(
+        ", ".join(
+            [*(gpu.name for gpu in machine.gpus()), f"load {min(load):.1f} to {max(load):.1f}"]
+        )
+    )
+    for what, found in results.items():
+        _finetune_rows(what, found)
+
+
+def _finetune_rows(what: str, found: finetune.Result) -> None:
+    case, texts = found.case, found.texts
+    print(
+        f"{what}: depth {case.shape.depth}, vocabulary {case.shape.vocab_size}, {case.dtype} on "
+        f"{case.device}, {case.steps} steps of 8 texts of {texts['tokens_mean']:.0f} tokens (at most "
+        f"{texts['tokens_most']}), {texts['learned']:.1%} of them learned"
+    )
+    print(f"  {'':<24}{'old way':>10}{'fractal':>10}{'times faster: minimum (median)':>34}")
+    rows = {"s to start, per point": found.start}
+    for name, rates in (("s per step", found.training), ("s per point", found.everything)):
+        if rates is not None:
+            rows[name] = {way: 1 / rates.median(way) for way in rates.by_name}
+    ratios = {"s per step": found.training, "s per point": found.everything}
+    for name, seconds in rows.items():
+        shown = "".join(
+            f"{seconds[way]:>10.3f}" if way in seconds else f"{'':>10}"
+            for way in (finetune.OLD, finetune.NEW)
+        )
+        if (rates := ratios.get(name)) is not None:
+            low, middle = rates.ratio(finetune.NEW, finetune.OLD)
+            shown += f"{low:>24.1f} ({middle:.1f})"
+        print(f"  {name:<24}{shown}")
+    print(
+        f"  losses differ by at most {found.difference(finetune.NEW):.2g} nats; the old way's own, "
+        f"with the rows of a batch in another order, by {found.difference('permuted'):.2g}"
+    )
 
 
 def _headline(rounds: int, versions: dict[str, str]) -> None:

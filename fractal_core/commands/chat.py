@@ -4,7 +4,7 @@ from typing import Literal
 
 import tyro
 
-from fractal_core.errors import Refused
+from fractal_core.errors import as_ours
 
 
 def chat(
@@ -55,7 +55,5 @@ def chat(
         host=host,
         port=port,
     )
-    try:
+    with as_ours(common.Refused):
         chat_web.main(config)
-    except common.Refused as refusal:
-        raise Refused(str(refusal)) from None

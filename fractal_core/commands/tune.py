@@ -14,8 +14,9 @@ import tyro
 from tqdm import tqdm
 
 from fractal_core import base as base_model
-from fractal_core import duty, experiments, rehearsal, single
+from fractal_core import duty, experiments, rehearsal, single, tracking
 from fractal_core.commands.make import Settings, settings_of, warn
+from fractal_core.commands.track import await_mirror, begin_mirror
 from fractal_core.finetune import FineTune
 from fractal_core.store import Store
 
@@ -55,6 +56,7 @@ def finetune(
     eval_batches: int = 4,
     samples: int = 5,
     checkpoint: bool = False,
+    track: bool = False,
     force: bool = False,
     as_json: Json = False,
 ) -> int:
@@ -73,6 +75,7 @@ def finetune(
         eval_batches: Batches that it is the mean of.
         samples: Questions that are answered before and after.
         checkpoint: Keep the weights, in nanochat's layout.
+        track: Mirror it at Weights & Biases meanwhile, from another process; see `fractal track`.
         force: Allow a run that is too short to be judged.
         as_json: One JSON object and nothing else.
     """
@@ -80,16 +83,23 @@ def finetune(
     experiment = _experiment(settings)
     _review(experiment, seed, force)
     leader = int(os.environ.get("RANK", "0")) == 0
+    if track:
+        tracking.require_client()
     store = Store.create(run, single.sweep_of(experiment, seed))
+    follower = begin_mirror(run) if track and leader else None
     kept = run / single.FOLDER / "result.json"
     if kept.exists() and not store.missing():
         result = json.loads(kept.read_text())
     elif leader:
-        with duty.lock(run), _curve(experiment.steps(seed), as_json) as tell:
+        # What nanochat says on the way must not mix with the answer.
+        says = contextlib.redirect_stdout(sys.stderr)
+        with duty.lock(run), says, _curve(experiment.length(seed), as_json) as tell:
             result = single.train(store, watch, tell)
     else:
         single.train(store, watch, lambda row: None)
         return 0
+    if follower:
+        await_mirror(run, follower)
     if as_json:
         print(json.dumps(result))
         return 0

@@ -15,6 +15,7 @@ import tyro
 from tqdm import tqdm
 
 from fractal_core import control, duty, engine, experiments, machine, tracking
+from fractal_core.commands.track import await_mirror, begin_mirror
 from fractal_core.duty import Busy, Share
 from fractal_core.engine import Crew, Stop
 from fractal_core.errors import Refused
@@ -145,8 +146,6 @@ def run(
     share = Share.parse(shard)
     hire = crew_of(store, slots, devices, engine)
     if track:
-        from fractal_core import mirror  # it draws, which no run needs
-
         tracking.require_client()
     if detach and store.missing():
         options = [*(["--slots", str(slots)] if slots else []), "--engine", engine]
@@ -155,15 +154,13 @@ def run(
         pid = control.start_detached(run, options)
         print(f"{run}: process {pid} works on it, log in {run}/state/log.txt")
         if track:
-            follower = mirror.start(run)
+            follower = begin_mirror(run)
             print(f"{run}: process {follower.process.pid} mirrors it, log in {follower.log}")
         return 0
-    follower = mirror.start(run) if track else None
+    follower = begin_mirror(run) if track else None
     code = _train_or_watch(store, hire, share)
     if follower and code in (0, FAILED):
-        print(f"{run}: waiting for Weights & Biases (Ctrl-C ends the waiting)", file=sys.stderr)
-        with contextlib.suppress(KeyboardInterrupt):
-            print(follower.last_words(), file=sys.stderr)
+        await_mirror(run, follower)
     return code
 
 

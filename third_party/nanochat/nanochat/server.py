@@ -76,10 +76,8 @@ class Sampling:
     def __post_init__(self):
         for name, (low, high) in RANGES.items():
             value, whole = getattr(self, name), name != "temperature"
-            number = isinstance(value, int if whole else int | float) and not isinstance(
-                value, bool
-            )
-            if not number or not low <= value <= high:
+            number = isinstance(value, int if whole else int | float)
+            if not number or isinstance(value, bool) or not low <= value <= high:
                 kind = "a whole number" if whole else "a number"
                 raise Refused(f"{name} must be {kind} from {low} to {high}")
 
