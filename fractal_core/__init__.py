@@ -29,6 +29,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     sweep          1   Sweep, Unit, the plan of a map, the Experiment protocol, content id
     conversations  1   fixed, tokenised, hashed training sets; the renderer is passed in
     base           1   the small language model that runs start from
+    evaluation     1   how good a language model is: answers, likelihoods, intervals
     tuner          1   fine-tunes one model again and again from the same weights
     docvqa         1   DocVQA as conversations: made, published, counted
     straddle       2   base points on a boundary, from a coarse map or along random chords
@@ -75,8 +76,8 @@ Words: a *point* is one pair of values, a *cell* the small rectangle it stands i
 ended. Missing means not computed; it is a mask, never a value. A run that diverged is a result; a
 unit whose process died is not, and stays missing.
 
-Nothing here imports torch: it is loaded only by what trains with it. `commands.chat` alone imports
-nanochat, the language model under third_party, and only when it is called.
+Nothing here imports torch: it is loaded only by what trains with it. So is nanochat, the language
+model under third_party.
 """
 
 from fractal_core.errors import Refused as Refused

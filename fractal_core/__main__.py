@@ -28,6 +28,7 @@ COMMANDS = {
     "table": ("dimension", "measure the six published windows"),
     "data": ("data", "make, fetch, publish or count sets of conversations"),
     "open": ("open", "open a notebook as an app on this machine"),
+    "eval": ("evaluate", "say how good a language model is, with intervals"),
     "chat": ("chat", "talk with a language model in a browser"),
     "bench": ("bench", "measure how fast this machine is, against other ways"),
     "doctor": ("health", "say what this machine is and whether a run folder will work on it"),

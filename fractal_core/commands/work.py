@@ -226,7 +226,7 @@ def status(run: Run, /, *, as_json: Json = False) -> None:
     if state.points_per_second is not None:
         wait = state.seconds_remaining
         rest = "" if wait is None else f", about {_span(wait)} to go"
-        print(f"  {state.points_per_second:,.0f} points/s{rest}")
+        print(f"  {rate(state.points_per_second)}{rest}")
     for slot in state.slots:
         doing = f"unit {slot['unit']}" if slot["unit"] else "waits"
         used = f", GPU {slot['gpu_percent']:.0f} %" if "gpu_percent" in slot else ""
@@ -272,3 +272,10 @@ def verify(run: Run, /, *, as_json: Json = False) -> None:
     print(f"{run}: {units} units intact, {len(moved)} moved to quarantine")
     if moved:
         print(f"next: fractal run {run}")
+
+
+def rate(points_per_second: float) -> str:
+    """How fast runs are, or how long one takes where that says more."""
+    if 0 < points_per_second < 1:
+        return f"{1 / points_per_second:.3g} s per point"
+    return f"{points_per_second:,.0f} points/s"
