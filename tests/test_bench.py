@@ -90,7 +90,7 @@ def test_the_report_of_fine_tuning_holds_what_was_measured(tuned):
     """Start, steps, points, ratios, differences and hashes, as one JSON object."""
     what, found = tuned
     report = json.loads(json.dumps(found.report()))
-    per = {"training": ["step"], "everything": ["step", "point"]}[what]
+    per = {"training": ["step"], "everything": ["step", "point", "point_of_a_processor"]}[what]
     for name in per:
         assert set(report[f"seconds_per_{name}"]) == {finetune.NEW, finetune.OLD}
         assert len(report[f"times_faster_per_{name}"]) == 2
