@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 NEW, OLD = "fractal", "afresh"
 ORDERS = 3
-"""Orders of the rows of a batch that the old way is compared in with itself, for everything."""
+"""Other orders of the rows of a batch in which the old way is compared with itself."""
 
 SCRIPT = Path(__file__).with_name("afresh.py")
 
@@ -158,9 +158,9 @@ def training(case: Case, rounds: int) -> Result:
             rates[NEW].append((len(curve) - first) / seconds)
             rates[OLD].append((len(curve) - first) / sum(old["steps"][counted]))
             starts.append(old["start"])
-            permuted = ground.afresh(settings, permuted=seed)
-            for name, losses in zip(curves, (curve, old["curve"], permuted["curve"]), strict=True):
-                curves[name].append(_filled(losses, case.steps))
+            curves[NEW].append(_filled(curve, case.steps))
+            curves[OLD].append(_filled(old["curve"], case.steps))
+            curves["permuted"].append(ground.permuted(settings))
         again = _timed(tuner, settings)[0]
         return Result(
             case,
@@ -169,7 +169,7 @@ def training(case: Case, rounds: int) -> Result:
             Rates(rates),
             None,
             None,
-            {name: np.stack(of) for name, of in curves.items()},
+            {name: np.stack(of, axis=-2) for name, of in curves.items()},
             bool(np.array_equal(_filled(again, case.steps), curves[NEW][-1], equal_nan=True)),
         )
 
@@ -203,14 +203,11 @@ def everything(case: Case, rounds: int) -> Result:
                 for turn in old[1:]
             ],
         }
-        permuted = [
-            [_filled(ground.afresh(settings, draw)["curve"], case.steps) for draw in range(ORDERS)]
-            for settings in chosen.values()
-        ]
+        permuted = [ground.permuted(settings) for settings in chosen.values()]
         curves = {
             NEW: new[-1].curves[list(chosen)],
             OLD: np.stack([_filled(run["curve"], case.steps) for run in old[-1]]),
-            "permuted": np.stack(permuted, axis=1),
+            "permuted": np.stack(permuted, axis=-2),
         }
         bits = {turn.curves.tobytes() for turn in new}
         bits_afresh = {json.dumps([run["curve"] for run in turn]) for turn in old}
@@ -289,6 +286,11 @@ class _Ground:
             env=os.environ | {"OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
         )
         return json.loads(answer.stdout)
+
+    def permuted(self, settings: "RunSettings") -> np.ndarray:
+        """Losses of the old way with the rows of its batches in other orders, (orders, steps)."""
+        runs = [self.afresh(settings, draw) for draw in range(ORDERS)]
+        return np.stack([_filled(run["curve"], self.case.steps) for run in runs])
 
     def texts(self, settings: "RunSettings") -> dict[str, float]:
         """Of the rows of a run: how many, mean and greatest length, share of learned tokens."""
