@@ -10,6 +10,7 @@ home are written as such, and what looks like a password or a key is left out.
 
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -84,7 +85,7 @@ def curve(values: Sequence[float], width: int = 60) -> str:
     if not width:
         return ""
     cuts = [len(values) * i // width for i in range(width + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
     known = [m for m in means if abs(m) < float("inf")]
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
     span = (high - low) or 1.0

@@ -384,6 +384,9 @@ def main(config: Config) -> dict[str, Any]:
         learning = prepare(config)
         try:
             figures = learning.run()
+            said = chat_sft.exchanges(
+                learning.engine, learning.held_out, max_tokens=config.max_new_tokens
+            )
         finally:
             learning.record.finish()
     except torch.OutOfMemoryError:
@@ -391,7 +394,7 @@ def main(config: Config) -> dict[str, Any]:
             f"out of memory; lower --device_batch_size, which is {config.device_batch_size} (it "
             f"must divide --num_samples, {config.num_samples}), or --max_new_tokens"
         ) from None
-    get_report().log("Chat RL", [vars(config), figures])
+    get_report().log("Chat RL", [vars(config), figures, said])
     return figures
 
 

@@ -185,6 +185,22 @@ def accuracy(
     return right, count
 
 
+def exchanges(engine: Engine, task: Task, count: int = 3, max_tokens: int = 64) -> str:
+    """The first questions of a task with the greedy answers, for the report."""
+    lines, tokenizer = [], engine.tokenizer
+    limit = engine.model.config.sequence_len - max_tokens
+    engine.model.eval()
+    for row in itertools.islice(task, count):
+        first = {"messages": [m for m in row["messages"] if m["role"] != "system"][:2]}
+        prompt = tokenizer.render_for_completion(first)
+        if len(prompt) <= limit:
+            rows, _ = engine.generate_batch(prompt, max_tokens=max_tokens, temperature=0.0)
+            lines.append(f"    user: {first['messages'][0]['content']}")
+            lines.append(f"    model: {tokenizer.decode(rows[0][len(prompt) :])}")
+    engine.model.train()
+    return "\n".join(lines)
+
+
 def main(config: Config) -> dict[str, Any]:
     """Fine-tune and save; the last losses, what was measured, and where the checkpoint is.
 
@@ -193,13 +209,15 @@ def main(config: Config) -> dict[str, Any]:
         KeyboardInterrupt: It was asked to stop, and saved the step that it had reached.
     """
     try:
-        figures = _prepare(config).run()
+        tuning = _prepare(config)
+        figures = tuning.run()
+        said = exchanges(Engine(tuning.model, tuning.tokenizer), mixtures(config.data)[1])
     except torch.OutOfMemoryError:
         raise Refused(
             f"out of memory; lower --device_batch_size, which is {config.device_batch_size} "
             f"(it must divide --target_examples_per_step, {config.target_examples_per_step})"
         ) from None
-    get_report().log("Chat SFT", [vars(config), figures])
+    get_report().log("Chat SFT", [vars(config), figures, said])
     return figures
 
 

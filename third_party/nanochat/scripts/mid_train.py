@@ -39,6 +39,7 @@ from nanochat.common import (
 )
 from nanochat.corpus import WORDS
 from nanochat.dataloader import mid_data_loader
+from nanochat.engine import Engine
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.report import get_report
 from tasks.builtin import Kinds, Sums, Talk
@@ -300,6 +301,8 @@ def main(config: Config) -> dict[str, Any]:
         training = prepare(config)
         try:
             figures = training.run()
+            engine = Engine(training.model, training.tokenizer)
+            said = chat_sft.exchanges(engine, training.validation)
         finally:
             training.record.finish()
     except torch.OutOfMemoryError:
@@ -307,7 +310,7 @@ def main(config: Config) -> dict[str, Any]:
             f"out of memory; lower --device_batch_size, which is {config.device_batch_size}; "
             "accumulation keeps the total batch size"
         ) from None
-    get_report().log("Midtraining", [vars(config), figures])
+    get_report().log("Midtraining", [vars(config), figures, said])
     return figures
 
 
