@@ -268,6 +268,8 @@ def perform(stages: Sequence[Stage], record: Record, gpus: int) -> None:
     """Each stage that is not complete, in order; what runs beside others is awaited in time."""
     with Processes() as processes:
         for stage in stages:
+            if processes.asked:
+                raise KeyboardInterrupt
             if record.has(stage):
                 print(f"--- {stage.name}: complete", flush=True)
                 continue

@@ -114,11 +114,11 @@ def main(config: Config) -> dict[str, Any]:
     if config.size < 1:
         raise Refused("ask for at least one conversation")
     rows = Identity(config.size, name=config.name)
-    try:
-        with path.open("x") as file:
-            file.writelines(json.dumps(row["messages"]) + "\n" for row in rows)
-    except FileExistsError:
-        raise Refused(f"{path} is there already; remove it to write a new one") from None
+    if path.exists():
+        raise Refused(f"{path} is there already; remove it to write a new one")
+    draft = path.with_suffix(".draft")
+    draft.write_text("".join(json.dumps(row["messages"]) + "\n" for row in rows))
+    draft.replace(path)
     print(f"{len(rows)} conversations in {path}")
     return {"conversations": len(rows), "path": str(path)}
 
