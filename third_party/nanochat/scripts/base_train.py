@@ -170,8 +170,8 @@ def muon_momentum(step: int) -> float:
     return (1 - part) * MOMENTUM_START + part * MOMENTUM_END
 
 
-def accumulation(config: Config, world: int) -> int:
-    """Micro-batches a step.
+def accumulation(config: Any, world: int) -> int:
+    """Micro-batches a step, of any stage whose batches are counted in tokens.
 
     Raises:
         Refused: They do not add up to the total batch size.

@@ -9,6 +9,7 @@ stops; `--resume_from_step` goes on, with the same batches and to the same weigh
 """
 
 import dataclasses
+import importlib
 import itertools
 import math
 import sys
@@ -106,7 +107,7 @@ def mixtures(data: str) -> tuple[Task, Task]:
         return both[0], both[1]
     if data:
         return chat_sft.mixtures(data)[:2]
-    from tasks.mmlu import MMLU
+    MMLU = importlib.import_module("tasks.mmlu").MMLU
 
     own = Path(get_base_dir()) / "identity_conversations.jsonl"
     train = TaskMixture(

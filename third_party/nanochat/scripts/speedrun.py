@@ -199,11 +199,11 @@ class Processes:
             self._before[number] = signal.signal(number, self._hear)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._hear()
-        for _, process, _ in self.running.values():
+        for process in [process for _, process, _ in self.running.values()]:
             process.wait()
 
     def start(self, stage: Stage, command: Sequence[str]) -> None:
@@ -232,7 +232,7 @@ class Processes:
 
     def _hear(self, number: int = signal.SIGTERM, _frame: object = None) -> None:
         self.asked = True
-        for _, process, _ in self.running.values():
+        for process in [process for _, process, _ in self.running.values()]:
             process.send_signal(number)
 
 
