@@ -91,7 +91,7 @@ def test_a_complete_stage_is_not_done_again(base, monkeypatch):
     scripted(monkeypatch, {name: f"note('{name}')" for name in "abc"})
     perform(stages, Record(base), 1)
     assert notes() == ["a", "b", "b", "c"]
-    with pytest.raises(Refused, match="stage a .* was done with other flags"):
+    with pytest.raises(Refused, match=r"stage a .* was done with other flags"):
         perform([Stage("a", "m", ("--x",))], Record(base), 1)
 
 
