@@ -75,7 +75,7 @@ def small(base: int, tuned: int, rewarded: int, documents: int, vocabulary: int)
     """The stages of a small model on a CPU, from what is built in; the numbers are steps."""
     shape = ("--device_batch_size=16", "--device_type=cpu")
     own = ("--data=builtin", "--device_type=cpu")
-    length = ("--max_seq_len=128", "--total_batch_size=2048", "--eval_tokens=65536")
+    length = ("--max_seq_len=128", "--total_batch_size=2048", "--eval_tokens=16384")
     base_flags = (
         *("--depth=2", f"--num_iterations={base}", f"--eval_every={base}"),
         "--sample_every=-1",
@@ -88,7 +88,8 @@ def small(base: int, tuned: int, rewarded: int, documents: int, vocabulary: int)
         *(f"--num_iterations={rewarded}", "--examples_per_step=8", "--num_samples=16"),
         *("--max_new_tokens=16", "--init_lr_frac=0.1", "--eval_every=-1", "--save_every=-1"),
     )
-    mid_flags = (f"--num_iterations={tuned + 1}", f"--eval_every={tuned + 1}")
+    talked = max(10, tuned // 3)
+    mid_flags = (f"--num_iterations={talked + 1}", f"--eval_every={talked + 1}")
     return [
         Stage("texts", "nanochat.dataset", (f"--builtin={documents}",)),
         Stage("tokenizer", "scripts.tok_train", (f"--vocab_size={vocabulary}",)),
