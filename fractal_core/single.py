@@ -42,14 +42,14 @@ class Watch:
         eval_batches: Batches that it is the mean of; the same every time.
         samples: Questions of the validation set that are answered, greedily, before and after.
         answer_tokens: Tokens that an answer may have.
-        checkpoint: Whether the weights are kept.
+        keep_weights: Whether the weights after the last step are written.
     """
 
     eval_every: int = 200
     eval_batches: int = 4
     samples: int = 5
     answer_tokens: int = 64
-    checkpoint: bool = False
+    keep_weights: bool = False
 
     def __post_init__(self):
         if min(self.eval_every, self.eval_batches, self.answer_tokens) < 1 or self.samples < 0:
@@ -60,7 +60,7 @@ class Watch:
 
 def sweep_of(experiment: FineTune, seed: int) -> Sweep:
     """The sweep of a single point."""
-    values = {"batch_size": experiment.batch_size, "seed": seed}
+    values = {"batch_size": float(experiment.batch_size), "seed": float(seed)}
     axes = (Axis(name, v, v, 1, "linear", integer=True) for name, v in values.items())
     alone = replace(experiment, axes=AXES, batch_size=FineTune.batch_size)
     return Sweep.over(alone, Region(*axes), seed)
@@ -130,7 +130,7 @@ class _Single:
             {"question": question, "expected": expected, "before": old, "after": new}
             for (question, expected, old), new in zip(before, after, strict=True)
         ]
-        if self.watch.checkpoint and not blown:
+        if self.watch.keep_weights and not blown:
             result["checkpoint"] = self._keep(result)
         if self.rank:
             return result

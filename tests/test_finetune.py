@@ -24,6 +24,7 @@ from fractal_core import (
     rehearsal,
     single,
 )
+from fractal_core.__main__ import execute
 from fractal_core.engine import run_here
 from fractal_core.experiments import open_run, preset, read_run
 from fractal_core.finetune import FineTune
@@ -345,7 +346,7 @@ def test_a_single_run_is_watched_and_never_done_twice(model, tmp_path):
     """Curve, samples, result and checkpoint lie in the folder; the second time they are read."""
     ask = ("finetune", "one", "--set", f"checkpoint={model}", *SET, "num_steps=8")
     ask += ("--samples", "2", "--eval-every", "3", "--eval-batches", "1", "--json")
-    answer = fractal(*ask, "--checkpoint", cwd=tmp_path)
+    answer = fractal(*ask, "--keep-weights", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     result = json.loads(answer.stdout)
     assert (result["steps"], result["planned"]) == (8, 8)
@@ -364,9 +365,22 @@ def test_a_single_run_is_watched_and_never_done_twice(model, tmp_path):
     curve = read_run(tmp_path / "one").read(next(iter(read_run(tmp_path / "one").units.values())))
     np.testing.assert_array_equal(curve["curve"][0], np.float32([row["loss"] for row in rows]))
     written = (folder / "metrics.jsonl").stat().st_mtime_ns
-    again = fractal(*ask, "--checkpoint", cwd=tmp_path)
+    again = fractal(*ask, "--keep-weights", cwd=tmp_path)
     assert json.loads(again.stdout) == result
     assert (folder / "metrics.jsonl").stat().st_mtime_ns == written
+
+
+def test_a_run_that_does_not_fit_says_what_to_lower(model, tmp_path, monkeypatch, capsys):
+    """One sentence, and the run folder waits for a smaller one."""
+
+    def too_large(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(Tuner, "steps", too_large)
+    ask = ["finetune", str(tmp_path / "one"), "--set", f"checkpoint={model}", *SET, "num_steps=4"]
+    assert execute([*ask, "--samples", "0"]) == 2
+    assert "out of memory at batch_size=2; lower it" in capsys.readouterr().err
+    assert len(read_run(tmp_path / "one").missing()) == 1
 
 
 def test_two_processes_repeat_the_bits(model, tmp_path):

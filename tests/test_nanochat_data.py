@@ -498,7 +498,7 @@ def test_gsm8k_calls_the_calculator(hub):
 def test_without_the_package_the_remedy_is_named(monkeypatch):
     """Data sets of the hub are an extra."""
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(Refused, match=r"nanochat\[data\]"):
+    with pytest.raises(Refused, match=r"uv sync --extra data"):
         SmolTalk("train")
     with pytest.raises(Refused, match="unknown split"):
         SmolTalk("val")

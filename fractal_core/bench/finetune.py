@@ -5,7 +5,8 @@ The old way is `afresh`, the new one `FineTune`. They take turns, and three thin
 
     start       seconds until a process can train; a worker starts once for all its points
     training    seconds of a step, from its forward pass to its update, the first one left out
-    everything  seconds of a point, from the command to the last result
+    everything  seconds of a point, from the command to the last result; and those that processors
+                worked for it, which other work on the machine disturbs less
 
 Two ways to sum the same numbers differ by rounding, and training makes much of a little. So the
 difference between their curves stands beside that of the old way from itself, where the rows of
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 NEW, OLD = "fractal", "afresh"
 ORDERS = 3
-"""Orders of the rows of a batch that the old way is compared in with itself, for everything."""
+"""Other orders of the rows of a batch in which the old way is compared with itself."""
 
 SCRIPT = Path(__file__).with_name("afresh.py")
 
@@ -68,7 +69,7 @@ class Case:
     steps: int
     device: Device = "cpu"
     dtype: Dtype = "float32"
-    side: int = 16
+    side: int = 12
     points: int = 2
 
     @classmethod
@@ -92,6 +93,7 @@ class Result:
         start: Seconds per point of either way, the median of all turns.
         training: Steps per second.
         everything: Points per second; None where training alone was measured.
+        processor: The same per second of a processor.
         curves: The losses of the points that both ways have trained, (points, steps) each; as
             `permuted` those of the old way with its rows in other orders, (..., points, steps).
         repeated: Whether every turn gave the same bits.
@@ -102,12 +104,21 @@ class Result:
     start: dict[str, float]
     training: Rates
     everything: Rates | None
+    processor: Rates | None
     curves: dict[str, np.ndarray]
     repeated: bool
 
     def difference(self, name: str) -> float:
         """The largest difference of a way's losses from those of the old way, in nats."""
         return float(np.nanmax(np.abs(self.curves[name] - self.curves[OLD])))
+
+    def rates(self) -> dict[str, Rates | None]:
+        """What is done per second, by the name of one of it."""
+        return {
+            "step": self.training,
+            "point": self.everything,
+            "point_of_a_processor": self.processor,
+        }
 
     def report(self) -> dict[str, Any]:
         """All of it as plain JSON data; seconds are medians over the rounds."""
@@ -116,7 +127,7 @@ class Result:
             for name, curves in self.curves.items()
         }
         found = {"case": asdict(self.case), "texts": self.texts, "seconds_to_start": self.start}
-        for name, rates in (("step", self.training), ("point", self.everything)):
+        for name, rates in self.rates().items():
             if rates is not None:
                 seconds = {way: 1 / rates.median(way) for way in rates.by_name}
                 found[f"seconds_per_{name}"] = seconds
@@ -147,9 +158,9 @@ def training(case: Case, rounds: int) -> Result:
             rates[NEW].append((len(curve) - first) / seconds)
             rates[OLD].append((len(curve) - first) / sum(old["steps"][counted]))
             starts.append(old["start"])
-            permuted = ground.afresh(settings, permuted=seed)
-            for name, losses in zip(curves, (curve, old["curve"], permuted["curve"]), strict=True):
-                curves[name].append(_filled(losses, case.steps))
+            curves[NEW].append(_filled(curve, case.steps))
+            curves[OLD].append(_filled(old["curve"], case.steps))
+            curves["permuted"].append(ground.permuted(settings))
         again = _timed(tuner, settings)[0]
         return Result(
             case,
@@ -157,7 +168,8 @@ def training(case: Case, rounds: int) -> Result:
             {OLD: statistics.median(starts)},
             Rates(rates),
             None,
-            {name: np.stack(of) for name, of in curves.items()},
+            None,
+            {name: np.stack(of, axis=-2) for name, of in curves.items()},
             bool(np.array_equal(_filled(again, case.steps), curves[NEW][-1], equal_nan=True)),
         )
 
@@ -169,12 +181,18 @@ def everything(case: Case, rounds: int) -> Result:
         old: list[list[dict[str, Any]]] = []
         chosen = ground.chosen()
 
+        worked: dict[str, list[float]] = {NEW: [], OLD: []}
+
         def map_all() -> float:
+            before = _worked()
             new.append(ground.map(len(new)))
+            worked[NEW].append(len(new[-1].curves) / (_worked() - before))
             return float(len(new[-1].curves))
 
         def one_by_one() -> float:
+            before = _worked()
             old.append([ground.afresh(settings) for settings in chosen.values()])
+            worked[OLD].append(len(chosen) / (_worked() - before))
             return float(len(chosen))
 
         points = take_turns({NEW: map_all, OLD: one_by_one}, rounds)
@@ -185,14 +203,11 @@ def everything(case: Case, rounds: int) -> Result:
                 for turn in old[1:]
             ],
         }
-        permuted = [
-            [_filled(ground.afresh(settings, draw)["curve"], case.steps) for draw in range(ORDERS)]
-            for settings in chosen.values()
-        ]
+        permuted = [ground.permuted(settings) for settings in chosen.values()]
         curves = {
             NEW: new[-1].curves[list(chosen)],
             OLD: np.stack([_filled(run["curve"], case.steps) for run in old[-1]]),
-            "permuted": np.stack(permuted, axis=1),
+            "permuted": np.stack(permuted, axis=-2),
         }
         bits = {turn.curves.tobytes() for turn in new}
         bits_afresh = {json.dumps([run["curve"] for run in turn]) for turn in old}
@@ -202,7 +217,8 @@ def everything(case: Case, rounds: int) -> Result:
         }
         texts = ground.texts(next(iter(chosen.values())))
         repeated = len(bits) == len(bits_afresh) == 1
-        return Result(case, texts, starts, Rates(steps), points, curves, repeated)
+        processor = Rates({name: of[1:] for name, of in worked.items()})
+        return Result(case, texts, starts, Rates(steps), points, processor, curves, repeated)
 
 
 @dataclass(frozen=True)
@@ -271,6 +287,11 @@ class _Ground:
         )
         return json.loads(answer.stdout)
 
+    def permuted(self, settings: "RunSettings") -> np.ndarray:
+        """Losses of the old way with the rows of its batches in other orders, (orders, steps)."""
+        runs = [self.afresh(settings, draw) for draw in range(ORDERS)]
+        return np.stack([_filled(run["curve"], self.case.steps) for run in runs])
+
     def texts(self, settings: "RunSettings") -> dict[str, float]:
         """Of the rows of a run: how many, mean and greatest length, share of learned tokens."""
         with np.load(self._rows(settings) / "rows.npz") as rows:
@@ -336,6 +357,12 @@ def _ground(case: Case) -> Iterator[_Ground]:
                 del os.environ["FRACTAL_STORAGE"]
             else:
                 os.environ["FRACTAL_STORAGE"] = before
+
+
+def _worked() -> float:
+    """Seconds that processors have worked for this process and those that it has seen end."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _timed(tuner: "Tuner", settings: "RunSettings") -> tuple[np.ndarray, int, float]:

@@ -167,14 +167,14 @@ def _finetune_rows(what: str, found: finetune.Result) -> None:
         f"{case.device}, {case.steps} steps of 8 texts of {texts['tokens_mean']:.0f} tokens (at most "
         f"{texts['tokens_most']}), {texts['learned']:.1%} of them learned"
     )
-    print(f"  {'':<24}{'old way':>10}{'fractal':>10}{'times faster: minimum (median)':>34}")
+    print(f"  {'':<28}{'old way':>10}{'fractal':>10}{'times faster: minimum (median)':>34}")
     start = "".join(f"{found.start.get(way, math.nan):>10.3f}" for way in WAYS)
-    print(f"  {'s to start, per point':<24}{start}")
-    for name, rates in (("s per step", found.training), ("s per point", found.everything)):
+    print(f"  {'s to start, per point':<28}{start}")
+    for name, rates in found.rates().items():
         if rates is not None:
             seconds = "".join(f"{1 / rates.median(way):>10.3f}" for way in WAYS)
             low, middle = rates.ratio(finetune.NEW, finetune.OLD)
-            print(f"  {name:<24}{seconds}{low:>24.1f} ({middle:.1f})")
+            print(f"  {'s per ' + name.replace('_', ' '):<28}{seconds}{low:>24.1f} ({middle:.1f})")
     print(
         f"  losses differ by at most {found.difference(finetune.NEW):.2g} nats; the old way's own, "
         f"with the rows of a batch in another order, by {found.difference('permuted'):.2g}"

@@ -14,9 +14,10 @@ import tyro
 from tqdm import tqdm
 
 from fractal_core import base as base_model
-from fractal_core import duty, experiments, rehearsal, single, tracking
+from fractal_core import duty, experiments, rehearsal, single, tracking, worker
 from fractal_core.commands.make import Settings, settings_of, warn
 from fractal_core.commands.track import await_mirror, begin_mirror
+from fractal_core.errors import Refused
 from fractal_core.finetune import FineTune
 from fractal_core.store import Store
 
@@ -55,7 +56,7 @@ def finetune(
     eval_every: int = 200,
     eval_batches: int = 4,
     samples: int = 5,
-    checkpoint: bool = False,
+    keep_weights: bool = False,
     track: bool = False,
     force: bool = False,
     as_json: Json = False,
@@ -74,12 +75,12 @@ def finetune(
         eval_every: Steps between two looks at the validation loss.
         eval_batches: Batches that it is the mean of.
         samples: Questions that are answered before and after.
-        checkpoint: Keep the weights, in nanochat's layout.
+        keep_weights: Write a checkpoint after the last step, in nanochat's layout.
         track: Mirror it at Weights & Biases meanwhile, from another process; see `fractal track`.
         force: Allow a run that is too short to be judged.
         as_json: One JSON object and nothing else.
     """
-    watch = single.Watch(eval_every, eval_batches, samples, checkpoint=checkpoint)
+    watch = single.Watch(eval_every, eval_batches, samples, keep_weights=keep_weights)
     experiment = _experiment(settings)
     _review(experiment, seed, force)
     leader = int(os.environ.get("RANK", "0")) == 0
@@ -90,13 +91,16 @@ def finetune(
     kept = run / single.FOLDER / "result.json"
     if kept.exists() and not store.missing():
         result = json.loads(kept.read_text())
-    elif leader:
-        # What nanochat says on the way must not mix with the answer.
-        says = contextlib.redirect_stdout(sys.stderr)
-        with duty.lock(run), says, _curve(experiment.length(seed), as_json) as tell:
-            result = single.train(store, watch, tell)
+        if keep_weights and result["outcome"] != "DIVERGED" and "checkpoint" not in result:
+            raise Refused(f"the weights of {run} were not kept; train it again in another folder")
     else:
-        single.train(store, watch, lambda row: None)
+        alone = contextlib.nullcontext()
+        bar = _curve(experiment.length(seed), as_json) if leader else alone
+        # What nanochat says on the way must not mix with the answer.
+        said = contextlib.redirect_stdout(sys.stderr)
+        with _fitting(experiment), said, duty.lock(run) if leader else alone, bar as tell:
+            result = single.train(store, watch, tell or (lambda row: None))
+    if not leader:
         return 0
     if follower:
         await_mirror(run, follower)
@@ -178,6 +182,20 @@ def _experiment(settings: Settings) -> FineTune:
     """The preset for fine-tuning on this machine, with these settings."""
     chosen = experiments.preset("matrix-unembedding").experiment
     return experiments.configure(chosen, settings_of(settings))
+
+
+@contextlib.contextmanager
+def _fitting(experiment: FineTune) -> Iterator[None]:
+    """Say in one sentence that memory was not enough."""
+    try:
+        yield
+    except Exception as error:
+        if worker.code_of(error) != worker.MEMORY:
+            raise
+        raise Refused(
+            f"out of memory at batch_size={experiment.batch_size}; lower it (`fractal probe-batch` "
+            "finds what fits) and raise accumulation instead, or lower sequence_length"
+        ) from None
 
 
 def _review(experiment: FineTune, seed: int, force: bool) -> None:

@@ -276,6 +276,6 @@ def verify(run: Run, /, *, as_json: Json = False) -> None:
 
 def rate(points_per_second: float) -> str:
     """How fast runs are, or how long one takes where that says more."""
-    if points_per_second < 1:
+    if 0 < points_per_second < 1:
         return f"{1 / points_per_second:.3g} s per point"
     return f"{points_per_second:,.0f} points/s"
