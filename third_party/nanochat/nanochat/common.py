@@ -87,6 +87,15 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def of_all(value: Any) -> list[Any]:
+    """The values of all processes, by rank; all of them must call it."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 class StopRequest:
     """Whether the user (Ctrl-C) or the machine (SIGTERM) has asked to stop; ask between steps.
 

@@ -154,6 +154,63 @@ def sft_data_loader(
             rows = []
 
 
+def mid_data_loader(
+    dataset: Conversations,
+    tokenizer: RustBPETokenizer,
+    B: int,
+    T: int,
+    *,
+    device: str | torch.device = "cpu",
+    resume_state_dict: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
+    """Inputs and targets (B, T) of whole conversations laid end to end, without end.
+
+    Everything is learned from, what the user says too. A batch takes B T + 1 tokens, as in
+    pretraining. The state also says how many batches there were, what share of the rows had been
+    read before the first epoch ended, and whether it has ended.
+
+    Raises:
+        Refused: There are no conversations, or one is malformed.
+    """
+    _, rank, _, world = get_dist_info()
+    if not len(dataset):
+        raise Refused("there are no conversations to learn from; choose other data")
+    size = len(dataset)
+    fresh = {"row": rank, "token": 0, "batches": 0, "read": 0.0, "ended": False}
+    state = dict(resume_state_dict or fresh)
+    cursor, skip = state["row"], state["token"]
+    held: deque[tuple[int, int, list[int]]] = deque()  # row, how much of it is gone, what is left
+    count, need = 0, B * T + 1
+    while True:
+        while count < need:
+            try:
+                ids, _ = tokenizer.render_conversation(dataset[cursor % size])
+            except Refused as error:
+                raise Refused(f"conversation {cursor % size}: {error}") from None
+            held.append((cursor, skip, ids[skip:]))
+            count += len(ids) - skip
+            cursor, skip = cursor + world, 0
+        tokens: list[int] = []
+        while len(tokens) < need:
+            row, gone, ids = held.popleft()
+            taken = ids[: need - len(tokens)]
+            tokens += taken
+            if len(taken) < len(ids):
+                held.appendleft((row, gone + len(taken), ids[len(taken) :]))
+        count -= need
+        row, gone = held[0][:2] if held else (cursor, 0)
+        ended = cursor >= size
+        state = {
+            "row": row,
+            "token": gone,
+            "batches": state["batches"] + 1,
+            "read": state["read"] if ended else cursor / size,
+            "ended": ended,
+        }
+        window = torch.tensor(tokens, dtype=torch.long).to(device)
+        yield window[:-1].view(B, T), window[1:].view(B, T), state
+
+
 def collate(
     rows: Sequence[Row], pad: int, device: str | torch.device = "cpu"
 ) -> tuple[Tensor, Tensor]:

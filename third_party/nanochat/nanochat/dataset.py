@@ -8,6 +8,7 @@ disk, in order of names, is for validation, so it changes with how many shards t
 """
 
 import http.client
+import shutil
 import sys
 import time
 import urllib.error
@@ -208,7 +209,10 @@ def main(config: Config) -> dict[str, int]:
         if config.builtin < 8:
             raise Refused("four shards take at least 8 documents")
         documents = corpus.documents(config.builtin)
-        write_shards(documents, 4, data_folder(), row_group=128)
+        draft = data_folder().with_name("base_data.draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        write_shards(documents, 4, draft, row_group=128)
+        draft.replace(data_folder())  # all shards at once, so that an interrupted run leaves none
         print(f"{len(documents)} documents, sha256 {corpus.digest(documents)[:16]}")
         return {"shards": 4, "documents": len(documents)}
     count = MAX_SHARD + 1 if config.num_files == -1 else min(config.num_files, MAX_SHARD + 1)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from nanochat import cli
 from nanochat.checkpoint_manager import (
     load_checkpoint,
@@ -31,11 +30,13 @@ from nanochat.common import (
     Tracker,
     compute_init,
     get_base_dir,
+    of_all,
     print0,
     tracker,
 )
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss_eval import evaluate_bpb
+from nanochat.report import get_report
 from torch import Tensor
 from tqdm import tqdm
 
@@ -169,8 +170,8 @@ def muon_momentum(step: int) -> float:
     return (1 - part) * MOMENTUM_START + part * MOMENTUM_END
 
 
-def accumulation(config: Config, world: int) -> int:
-    """Micro-batches a step.
+def accumulation(config: Any, world: int) -> int:
+    """Micro-batches a step, of any stage whose batches are counted in tokens.
 
     Raises:
         Refused: They do not add up to the total batch size.
@@ -319,10 +320,7 @@ class Training:
     def save(self) -> None:
         """Write weights, states and meta of the step that has been reached."""
         loop, config = self.loop, self.config
-        states: list[Any] = [loop.data_state]
-        if self.world > 1:
-            states = [None] * self.world
-            dist.all_gather_object(states, loop.data_state)
+        states = of_all(loop.data_state)
         meta = {
             "step": loop.step,
             "val_bpb": loop.val_bpb,
@@ -438,13 +436,10 @@ def main(config: Config, data: Data | None = None) -> dict[str, Any]:
         same = "; accumulation keeps the total batch size" if n > 1 else ""
         raise Refused(f"out of memory with {n} rows at a time; lower {lower}{same}") from None
     loop = training.loop
-    return {
-        "step": loop.step,
-        "val_bpb": loop.val_bpb,
-        "min_val_bpb": loop.min_val_bpb,
-        "losses": loop.losses,
-        "checkpoint": str(training.folder),
-    }
+    figures = {k: getattr(loop, k) for k in ("step", "val_bpb", "min_val_bpb", "losses")}
+    figures["checkpoint"] = str(training.folder)
+    get_report().log("Base model training", [vars(config), figures])
+    return figures
 
 
 if __name__ == "__main__":

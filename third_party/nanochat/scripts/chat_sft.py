@@ -30,18 +30,21 @@ from nanochat.common import (
     Tracker,
     compute_init,
     get_base_dir,
+    of_all,
     print0,
     tracker,
 )
 from nanochat.corpus import WORDS
 from nanochat.dataloader import sft_data_loader
 from nanochat.engine import Engine
+from nanochat.report import get_report
 from nanochat.tokenizer import MAX_TOKENS
 from tasks.arc import ARC
 from tasks.builtin import Kinds, Sums, Talk
 from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON
 from tasks.gsm8k import GSM8K
+from tasks.identity import Identity
 from tasks.smoltalk import SmolTalk
 from tasks.spellingbee import SimpleSpelling, SpellingBee
 from torch import Tensor
@@ -83,7 +86,9 @@ def mixtures(data: str) -> tuple[Task, Task, dict[str, Task]]:
     """What is learned, what is for validation, and what is asked for metrics, by name."""
     if data == "builtin":
         spelling = [SimpleSpelling(300, s, words=WORDS) for s in ("train", "test")]
-        train = TaskMixture([Kinds(), Kinds(), Sums(), Sums(), Talk(200), spelling[0]])
+        train = TaskMixture(
+            [Kinds(), Kinds(), Sums(), Sums(), Talk(200), Identity(100), spelling[0]]
+        )
         held_out = {"kinds": Kinds("test"), "sums": Sums("test")}
         return train, TaskMixture([*held_out.values(), Talk(20, "test"), spelling[1]]), held_out
     if data:
@@ -180,6 +185,22 @@ def accuracy(
     return right, count
 
 
+def exchanges(engine: Engine, task: Task, count: int = 3, max_tokens: int = 64) -> str:
+    """The first questions of a task with the greedy answers, for the report."""
+    lines, tokenizer = [], engine.tokenizer
+    limit = engine.model.config.sequence_len - max_tokens
+    engine.model.eval()
+    for row in itertools.islice(task, count):
+        first = {"messages": [m for m in row["messages"] if m["role"] != "system"][:2]}
+        prompt = tokenizer.render_for_completion(first)
+        if len(prompt) <= limit:
+            rows, _ = engine.generate_batch(prompt, max_tokens=max_tokens, temperature=0.0)
+            lines.append(f"    user: {first['messages'][0]['content']}")
+            lines.append(f"    model: {tokenizer.decode(rows[0][len(prompt) :])}")
+    engine.model.train()
+    return "\n".join(lines)
+
+
 def main(config: Config) -> dict[str, Any]:
     """Fine-tune and save; the last losses, what was measured, and where the checkpoint is.
 
@@ -188,12 +209,16 @@ def main(config: Config) -> dict[str, Any]:
         KeyboardInterrupt: It was asked to stop, and saved the step that it had reached.
     """
     try:
-        return _prepare(config).run()
+        tuning = _prepare(config)
+        figures = tuning.run()
+        said = exchanges(Engine(tuning.model, tuning.tokenizer), mixtures(config.data)[1])
     except torch.OutOfMemoryError:
         raise Refused(
             f"out of memory; lower --device_batch_size, which is {config.device_batch_size} "
             f"(it must divide --target_examples_per_step, {config.target_examples_per_step})"
         ) from None
+    get_report().log("Chat SFT", [vars(config), figures, said])
+    return figures
 
 
 @dataclass
@@ -305,10 +330,7 @@ class Tuning:
 
     def save(self, figures: dict[str, float], resumable: bool) -> None:
         """Write the weights; to be gone on from also the optimizers' states and the next batch."""
-        states: list[Any] = [self.state]
-        if dist.is_initialized():
-            states = [None] * dist.get_world_size()
-            dist.all_gather_object(states, self.state)
+        states = of_all(self.state)
         meta = {
             "step": self.step,
             **figures,
@@ -350,23 +372,39 @@ def _prepare(config: Config) -> Tuning:
         source, step = "sft", config.resume_from_step
     model, tokenizer, meta = load_model(source, device, phase="train", model_tag=tag, step=step)
     set_dtype(model, config.dtype)
+    optimizers = fresh_optimizers(model, config)
+    tuning = Tuning(config, device, rank, micro, model, tokenizer, optimizers)
+    if config.resume_from_step >= 0:
+        kept = kept_states(meta, world, f"step {step} in {tuning.folder}", "sft")
+        _, states, _ = load_checkpoint(tuning.folder, int(step or 0), device, True, rank)
+        load_optimizers(optimizers, states, f"step {step} in {tuning.folder}")
+        tuning.step, tuning.state = config.resume_from_step, kept[rank]
+    return tuning
+
+
+def fresh_optimizers(model: Any, config: Any) -> list[torch.optim.Optimizer]:
+    """Those of a stage after the first: all learning rates times `init_lr_frac`."""
     optimizers = model.setup_optimizers(
         config.unembedding_lr, config.embedding_lr, config.matrix_lr, config.weight_decay
     )
     for group in itertools.chain(*(optimizer.param_groups for optimizer in optimizers)):
         group["initial_lr"] = group["lr"] = group["lr"] * config.init_lr_frac
-    tuning = Tuning(config, device, rank, micro, model, tokenizer, optimizers)
-    if config.resume_from_step >= 0:
-        kept = meta.get("dataloader_state_dicts") or []
-        if len(kept) != world:
-            raise Refused(
-                f"step {step} in {tuning.folder} is no interrupted run of {world} process(es); "
-                "start a new one from its weights with --source=sft"
-            )
-        _, states, _ = load_checkpoint(tuning.folder, int(step or 0), device, True, rank)
-        load_optimizers(optimizers, states, f"step {step} in {tuning.folder}")
-        tuning.step, tuning.state = config.resume_from_step, kept[rank]
-    return tuning
+    return optimizers
+
+
+def kept_states(meta: dict[str, Any], world: int, origin: str, source: str) -> list[Any]:
+    """Where each process of an interrupted run was.
+
+    Raises:
+        Refused: The step is the end of a run, or one of another number of processes.
+    """
+    kept = meta.get("dataloader_state_dicts") or []
+    if len(kept) != world:
+        raise Refused(
+            f"{origin} is no interrupted run of {world} process(es); "
+            f"start a new one from its weights with --source={source}"
+        )
+    return kept
 
 
 def set_dtype(model: Any, name: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from nanochat import cli
 from nanochat.common import Refused, get_base_dir
 from nanochat.dataset import parquets_iter_batched
+from nanochat.report import get_report
 from nanochat.tokenizer import RustBPETokenizer
 from tqdm import tqdm
 
@@ -68,12 +69,14 @@ def main(config: Config) -> dict[str, float]:
     print(f"{size} tokens from {read[0]:,} texts ({read[1]:,} characters), in {folder}")
     if size < config.vocab_size:
         print(f"The texts have no more pairs to merge: {config.vocab_size} were asked for")
-    return {
+    figures = {
         "vocab_size": size,
         "documents": read[0],
         "characters": read[1],
         "seconds": time.monotonic() - began,
     }
+    get_report().log("Tokenizer training", [vars(config), figures])
+    return figures
 
 
 if __name__ == "__main__":

@@ -1,0 +1,155 @@
+"""All stages with one command: order, what is complete, and going on."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from nanochat.checkpoint_manager import FOLDERS
+from nanochat.cli import config_from
+from nanochat.common import Refused
+from nanochat.report import get_report
+from scripts import base_loss, base_train, chat_rl, chat_sft, mid_train, speedrun, tok_train
+from scripts.speedrun import Record, Stage, perform, resumed, stages_of
+
+
+@pytest.fixture(autouse=True)
+def base(tmp_path, monkeypatch) -> Path:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "WANDB_RUN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    return tmp_path / "base"
+
+
+def scripted(monkeypatch, programs: dict[str, str]) -> None:
+    """Stages run these programs in place of their modules; each can `note` what it does."""
+    note = "import os, sys, time, signal\ndef note(w): open('notes', 'a').write(w + chr(10))\n"
+    monkeypatch.setattr(
+        Stage,
+        "command",
+        lambda self, gpus: [sys.executable, "-c", note + programs[self.name], *self.flags],
+    )
+
+
+def notes() -> list[str]:
+    return Path("notes").read_text().split()
+
+
+def saved(base: Path, stage: str, step: int, meta: dict) -> None:
+    folder = base / FOLDERS[stage] / "d2"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"model_{step:06d}.pt").touch()
+    (folder / f"meta_{step:06d}.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("size", ["tiny", "smoke", "d20"])
+def test_the_flags_of_every_stage_are_known(size):
+    """To the script that they are for; the stages are in order."""
+    from nanochat import dataset
+
+    kinds = {
+        "nanochat.dataset": dataset.Config,
+        "scripts.tok_train": tok_train.Config,
+        "scripts.base_train": base_train.Config,
+        "scripts.base_loss": base_loss.Config,
+        "scripts.mid_train": mid_train.Config,
+        "scripts.chat_sft": chat_sft.Config,
+        "scripts.chat_rl": chat_rl.Config,
+    }
+    stages = stages_of(size)
+    for stage in stages:
+        if stage.module in kinds:
+            config_from(kinds[stage.module], stage.flags)
+    trained = [stage.source for stage in stages if stage.source]
+    assert trained == ["base", "mid", "sft", "rl"]
+    with pytest.raises(Refused, match="choose among tiny, smoke, d20"):
+        stages_of("huge")
+
+
+def test_several_gpus_are_used_by_torchrun():
+    """Only where a stage is for them."""
+    stage = Stage("mid", "scripts.mid_train", ("--a=1",), "mid", True)
+    assert stage.command(8)[1:] == [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=8"),
+        *("-m", "scripts.mid_train", "--", "--a=1"),
+    ]
+    assert stage.command(1)[1:] == ["-m", "scripts.mid_train", "--a=1"]
+
+
+def test_a_complete_stage_is_not_done_again(base, monkeypatch):
+    """One that failed is, and nothing after it was begun; other flags are refused."""
+    stages = [Stage("a", "m"), Stage("b", "m"), Stage("c", "m")]
+    scripted(monkeypatch, {"a": "note('a')", "b": "note('b'); sys.exit(3)", "c": "note('c')"})
+    with pytest.raises(Refused, match="stage b ended with code 3"):
+        perform(stages, Record(base), 1)
+    scripted(monkeypatch, {name: f"note('{name}')" for name in "abc"})
+    perform(stages, Record(base), 1)
+    assert notes() == ["a", "b", "b", "c"]
+    with pytest.raises(Refused, match=r"stage a .* was done with other flags"):
+        perform([Stage("a", "m", ("--x",))], Record(base), 1)
+
+
+def test_what_is_fetched_beside_is_awaited_before_the_gpus(base, monkeypatch):
+    """The tokenizer does not wait for it."""
+    stages = [Stage("f", "m", beside=True), Stage("t", "m"), Stage("b", "m", parallel=True)]
+    late = "while 't' not in open('notes').read(): time.sleep(0.02)\nnote('f')"
+    scripted(monkeypatch, {"f": late, "t": "note('t')", "b": "note('b')"})
+    Path("notes").touch()
+    perform(stages, Record(base), 8)
+    assert notes() == ["t", "f", "b"]
+    assert set(Record(base).done) == {"f", "t", "b"}
+
+
+def test_a_wish_to_stop_is_handed_on_once(base, monkeypatch):
+    """The stage saves and ends, and is not complete."""
+    hears = (
+        "signal.signal(signal.SIGTERM, lambda *a: (note('heard'), sys.exit(130)))\n"
+        "note('ready')\ntime.sleep(60)"
+    )
+    scripted(monkeypatch, {"a": hears, "b": "note('b')"})
+
+    def stop() -> None:
+        while not Path("notes").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        perform([Stage("a", "m"), Stage("b", "m")], Record(base), 1)
+    thread.join()
+    assert notes() == ["ready", "heard"]
+    assert Record(base).done == {}
+
+
+def test_an_interrupted_stage_resumes(base):
+    """From its last step that can be gone on from; a step that ends a run is none."""
+    stage = Stage("mid", "scripts.mid_train", ("--a=1",), "mid")
+    assert resumed(stage) == stage
+    saved(base, "mid", 9, {"step": 9})
+    assert resumed(stage) == stage
+    for step in (4, 7):
+        saved(base, "mid", step, {"step": step, "dataloader_state_dicts": [{}]})
+    assert resumed(stage).flags == ("--a=1", "--resume_from_step=7", "--model_tag=d2")
+    assert resumed(Stage("texts", "nanochat.dataset")).flags == ()
+
+
+def test_the_command_ends_with_a_report(base, monkeypatch, tmp_path, capsys):
+    """In the folder that was named, of what the stages reported; the base folder is put back."""
+    stages = [Stage("a", "m")]
+    monkeypatch.setattr(speedrun, "stages_of", lambda size: stages)
+    said = "from nanochat.report import get_report; get_report().log('Chat RL', [{'x': 1}])"
+    scripted(monkeypatch, {"a": said})
+    figures = speedrun.main(speedrun.Config(base_dir=str(tmp_path / "run")))
+    assert set(figures["seconds"]) == {"a"}
+    assert "- x: 1" in (tmp_path / "run" / "report" / "report.md").read_text()
+    assert get_report().folder == base / "report"
+    assert "scripts.chat_cli --source=rl" in capsys.readouterr().out
+    with pytest.raises(Refused, match="--gpus"):
+        speedrun.main(speedrun.Config(gpus=0))
