@@ -31,6 +31,10 @@ class ClosedForm(Formula):
     dtype: str = "float64"
     axes: tuple[str, str] = ("u", "v")
 
+    @property
+    def other_dtype(self) -> str:
+        return "float32" if self.dtype == "float64" else "float64"
+
     def run(self, points: np.ndarray, *, seed: int, record: Sequence[int] = ()) -> Outcomes:
         points = points.astype(self.dtype).astype(np.float64)
         above = getattr(self, f"_{self.kind}")(*points.T)

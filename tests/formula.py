@@ -5,7 +5,11 @@ class Formula:
     """An experiment that says no more of itself than it must."""
 
     dtype: str
-    other_dtype = None
+
+    @property
+    def other_dtype(self) -> str | None:
+        return None
+
     devices = ("cpu",)
     serial = False
     block = None

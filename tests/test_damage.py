@@ -1,5 +1,6 @@
 """Files that are damaged: told in a sentence, or of no consequence, and never a wrong picture."""
 
+import hashlib
 import json
 import random
 import subprocess
@@ -14,8 +15,9 @@ from mischief import fractal, make, run_clean, same_answers
 
 from fractal_core import Refused, Store, control, duty
 from fractal_core.duty import Journal, lock, read_events
-from fractal_core.experiments import open_run
+from fractal_core.experiments import open_run, read_run
 from fractal_core.store import ARRAYS
+from fractal_core.sweep import canonical
 
 pytestmark = pytest.mark.usefixtures("laboratory")
 
@@ -155,7 +157,7 @@ def test_a_damaged_unit_is_computed_again(tmp_path):
     ("before", "after", "says"),
     [
         ('"seed": 0', '"seed": 1', "edited"),
-        ('"arithmetic": "mischief-1"', '"arithmetic": "mischief-0"', "was mischief-0 and is"),
+        ('"arithmetic": "mischief-1"', '"arithmetic": "mischief-0"', "edited"),
         ('"experiment": "Mischief"', '"experiment": "Blunder"', "no recipe of this version"),
     ],
 )
@@ -171,6 +173,22 @@ def test_another_recipe_is_refused(tmp_path, before, after, says):
     assert says in answer.stderr
     assert answer.stderr.count("\n") == 1
     assert store.files.list("units") == []
+
+
+def test_what_other_code_made_is_looked_at_and_not_gone_on_with(tmp_path):
+    """The command that would train names what differs; to read the run takes no such agreement."""
+    store = make(tmp_path / "run")
+    file = store.path / "sweep.json"
+    recipe = json.loads(file.read_text())
+    recipe["contract"]["arithmetic"] = "mischief-0"
+    del recipe["id"]
+    name = hashlib.sha256(canonical(recipe).encode()).hexdigest()[:16]
+    file.write_text(canonical({"id": name, **recipe}))
+    answer = fractal(store)
+    assert answer.returncode == 2
+    assert "arithmetic was mischief-0 and is mischief-1" in answer.stderr
+    assert store.files.list("units") == []
+    assert read_run(store.path).sweep.id == name
 
 
 def test_a_torn_line_hides_only_itself(store):
