@@ -120,7 +120,7 @@ def test_memory_is_limited():
 def test_a_flood_of_output_is_cut():
     """What was read of it is bounded, and the program is killed."""
     result = execute_code("import sys\nwhile True: sys.stdout.write('x' * 4096)", timeout=20.0)
-    assert "more than 65536 bytes" in result.error
+    assert "more than 65536 bytes" in str(result.error)
     assert len(result.stdout) == 65536
     assert not result.timeout
 
@@ -182,7 +182,7 @@ for n in range(64):
 """
     result = execute_code(fill)
     assert not result.success
-    assert "No space left" in result.error
+    assert "No space left" in str(result.error)
     assert execute_code("open('small', 'w').write('x')\nassert open('small').read() == 'x'").success
 
 
@@ -271,8 +271,8 @@ def test_no_other_process_is_seen_or_signalled():
     assert said[2] == "FileNotFoundError"
     assert said[1] in ("PermissionError", "did it: None")  # ignored where both are one user
     assert said[3:] == ["did it: -1"] * 3
-    result = execute_code("import os, signal\nos.kill(-1, signal.SIGKILL)\nprint('still here')")
-    assert result.success or "status 137" in result.error
+    result = execute_code("import os, signal\nos.kill(-1, signal.SIGKILL)")
+    assert "ProcessLookupError" in str(result.error)  # there was none to kill
 
 
 @contained
@@ -323,7 +323,7 @@ def test_without_namespaces_nothing_runs(tmp_path):
     ask = (
         "from nanochat.execution import execute_code\n"
         "from nanochat.common import Refused\n"
-        f"try: execute_code('open({str(marker)!r}, \"w\")')\n"
+        f"try: execute_code({f'open({str(marker)!r}, chr(119))'!r})\n"
         "except Refused as refusal: print('refused:', refusal)"
     )
     deny = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$0" -c "$1"'
@@ -354,6 +354,6 @@ def test_a_caller_who_is_not_root_has_a_sandbox_too():
         "said = 'import os; print(os.getuid(), os.listdir(\"/work\"))'\n"
         "print(os.getuid(), execute_code(said))"
     )
-    words = ["unshare", "-U", "--map-user=77", sys.executable, "-c", ask]
+    words = ["unshare", "-U", "--map-user=77", "--map-group=77", sys.executable, "-c", ask]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("77 ExecutionResult(success=True, stdout='1000 []"), done
