@@ -1,0 +1,196 @@
+"""Build the sandbox and start a program in it; `execution` runs this file as a process of its own.
+
+Three processes stand between the caller and the program. The first stays outside and writes who is
+who in the new user namespace. The second enters new namespaces for users, mounts, network, IPC,
+host name, control groups and processes. The third is number 1 among those processes: when it ends,
+the kernel kills all the others. It makes a file system of the interpreter, read-only, and an empty
+folder in memory, and starts the program as an unprivileged user.
+
+A caller who is root maps the program to a user that is not, since the kernel limits how many
+processes a user has for all but root.
+
+Only the standard library is used, and nothing of this package: the file runs isolated.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+NOBODY = 65534
+INSIDE = 1000
+"""The program's user and group, as it sees them."""
+
+NEW_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000
+NEW_NETWORK = 0x40000000
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
+NOSUID, NODEV = 2, 4
+READ_ONLY = 1
+MNT_DETACH = 2
+SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> int:
+    """Run what the first argument describes; the program's exit status, 128 + n after signal n."""
+    settings = json.loads(sys.argv[1])
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    entered, mapped = os.pipe(), os.pipe()
+    insider = os.fork()
+    if insider == 0:
+        _in_a_child(settings, lambda: _enter(settings, entered[1], mapped[0]))
+    os.close(entered[1])
+    try:
+        if os.read(entered[0], 1):
+            _map_users(insider)
+            os.write(mapped[1], b"1")
+    except OSError as error:
+        _complain(settings, error)
+        os.kill(insider, signal.SIGKILL)
+    os.close(settings["setup"])
+    return _status(insider)
+
+
+def _in_a_child(settings, act) -> None:
+    """Never returns: a copy of a process must not go on as its original would."""
+    try:
+        os._exit(act())
+    except OSError as error:
+        _complain(settings, error)
+    finally:
+        os._exit(1)
+
+
+def _complain(settings, error: OSError) -> None:
+    os.write(settings["setup"], str(error).encode())
+
+
+def _status(pid: int) -> int:
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code if code >= 0 else 128 - code
+
+
+def _map_users(pid: int) -> None:
+    """Say which users exist inside: the program's, and for a caller who is root also root."""
+    root = os.geteuid() == 0
+    if not root:
+        _write(f"/proc/{pid}/setgroups", "deny")
+    for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
+        lines = f"0 0 1\n{INSIDE} {NOBODY} 1\n" if root else f"{INSIDE} {own} 1\n"
+        _write(f"/proc/{pid}/{kind}_map", lines)
+
+
+def _enter(settings, entered: int, mapped: int) -> int:
+    root = os.geteuid() == 0
+    _call("unshare", libc.unshare(NEW_NAMESPACES | NEW_NETWORK))
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    os.write(entered, b"1")
+    if not os.read(mapped, 1):
+        return 1
+    first = os.fork()
+    if first == 0:
+        _in_a_child(settings, lambda: _first(settings, root))
+    os.close(settings["setup"])
+    return _status(first)
+
+
+def _first(settings, root: bool) -> int:
+    """What process number 1 does: make the file system, start the program, reap."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _write("/proc/sys/user/max_user_namespaces", "0")  # no namespaces, and rights, within
+    _make_root(settings)
+    program = os.fork()
+    if program == 0:
+        _in_a_child(settings, lambda: _become(settings, root))
+    for fd in (0, 1, 2, settings["setup"], settings["report"]):
+        os.close(fd)
+    while True:
+        pid, status = os.wait()
+        if pid == program:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+
+
+def _make_root(settings) -> None:
+    """A file system of the folders to be seen and /work, in place of the machine's."""
+    os.umask(0o022)
+    _mount("none", "/", None, MS_REC | MS_PRIVATE)
+    new = settings["folder"]
+    _mount("root", new, b"tmpfs", NOSUID | NODEV, "size=64k,mode=755")
+    for path in settings["visible"]:
+        seen, inside = Path(path), Path(new + path)
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        if seen.is_symlink():
+            inside.symlink_to(seen.readlink())
+            continue
+        if seen.is_dir():
+            inside.mkdir()
+        else:
+            inside.touch()
+        _mount(path, str(inside), None, MS_BIND | MS_REC)
+        _restrict(str(inside), READ_ONLY | NOSUID)
+    Path(new, "work").mkdir()
+    size = f"size={settings['disk']},nr_inodes=1024,mode=1777"
+    _mount("work", new + "/work", b"tmpfs", NOSUID | NODEV, size)
+    os.chdir(new)
+    _call("pivot_root", libc.pivot_root(b".", b"."))
+    _call("umount", libc.umount2(b".", MNT_DETACH))
+    os.chdir("/")
+    _restrict("/", READ_ONLY, recursive=False)
+
+
+def _become(settings, root: bool) -> int:
+    """Give up every right and turn into the interpreter."""
+    os.setsid()
+    if root:
+        os.setgroups([])
+        os.setresgid(INSIDE, INSIDE, INSIDE)
+        os.setresuid(INSIDE, INSIDE, INSIDE)
+    for name, value in settings["limits"].items():
+        resource.setrlimit(getattr(resource, name), (value, value))
+    _call("prctl", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    os.chdir("/work")
+    os.umask(0o077)
+    os.set_inheritable(settings["setup"], False)
+    os.write(settings["setup"], b"ready")
+    os.execve(settings["argv"][0], settings["argv"], settings["environment"])
+
+
+def _mount(source: str, target: str, kind: bytes | None, flags: int, options: str = "") -> None:
+    done = libc.mount(
+        os.fsencode(source), os.fsencode(target), kind, ctypes.c_ulong(flags), options.encode()
+    )
+    _call(f"mount {target}", done)
+
+
+def _restrict(path: str, flags: int, recursive: bool = True) -> None:
+    attributes = (ctypes.c_uint64 * 4)(flags, 0, 0, 0)
+    done = libc.syscall(
+        ctypes.c_long(SYS_MOUNT_SETATTR),
+        ctypes.c_int(AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(path)),
+        ctypes.c_uint(AT_RECURSIVE if recursive else 0),
+        attributes,
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+    _call(f"mount_setattr {path}", done)
+
+
+def _write(path: str, text: str) -> None:
+    Path(path).write_text(text)
+
+
+def _call(name: str, result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
