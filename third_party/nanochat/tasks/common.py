@@ -102,6 +102,19 @@ def load_rows(path: str, name: str | None, split: str) -> Any:
     return datasets.load_dataset(path, name, split=split).shuffle(seed=42)
 
 
+def choose_rows(source: str, builtin: Sequence[Any], path: str, name: str | None, split: str) -> Any:
+    """The rows of a data set at the hub, or those that stand in for it without a network.
+
+    Raises:
+        Refused: The source is neither `hub` nor `builtin`, or the hub's cannot be read.
+    """
+    if source == "builtin":
+        return list(builtin)
+    if source != "hub":
+        raise Refused(f"unknown source {source!r} of questions, choose hub or builtin")
+    return load_rows(path, name, split)
+
+
 def require_split(split: str, known: Sequence[str] = ("train", "test")) -> None:
     """Refuse a split that a task does not have."""
     if split not in known:

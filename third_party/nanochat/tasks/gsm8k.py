@@ -9,10 +9,34 @@ from typing import Any
 
 from nanochat.common import Refused
 
-from tasks.common import Conversation, Task, load_rows, require_split
+from tasks.common import Conversation, Task, choose_rows, require_split
 
 _ANSWER = re.compile(r"#### (-?[0-9.,]+)")
 _CALCULATION = re.compile(r"(<<[^>]+>>)")
+
+BUILTIN = [
+    {"question": question, "answer": answer}
+    for question, answer in (
+        (
+            "A crate holds 12 pears. How many pears do 4 crates hold?",
+            "4 crates hold 4 * 12 = <<4*12=48>>48 pears.\n#### 48",
+        ),
+        (
+            "Nora had 30 coins and gave 12 away. How many are left?",
+            "She has 30 - 12 = <<30-12=18>>18 coins.\n#### 18",
+        ),
+        (
+            "Three friends share 21 plums alike. How many does each have?",
+            "Each has 21 / 3 = <<21/3=7>>7 plums.\n#### 7",
+        ),
+        (
+            "A tram has 15 people. 6 leave and 9 come. How many are in it?",
+            "After 6 left there are 15 - 6 = <<15-6=9>>9.\n"
+            "Then there are 9 + 9 = <<9+9=18>>18.\n#### 18",
+        ),
+    )
+]
+"""Our own problems, in the form of the data set's rows."""
 
 
 def extract_answer(text: str) -> str | None:
@@ -41,16 +65,16 @@ def last_text(problem: Conversation) -> str:
 
 
 class GSM8K(Task):
-    """Problems in words with worked solutions."""
+    """Problems in words with worked solutions. `source` is `hub` or `builtin`."""
 
     eval_type = "generative"
 
-    def __init__(self, subset: str, split: str, **view: Any):
+    def __init__(self, subset: str, split: str, source: str = "hub", **view: Any):
         super().__init__(**view)
         if subset not in ("main", "socratic"):
             raise Refused(f"unknown subset {subset!r}, choose main or socratic")
         require_split(split)
-        self.rows = load_rows("openai/gsm8k", subset, split)
+        self.rows = choose_rows(source, BUILTIN, "openai/gsm8k", subset, split)
 
     def num_examples(self) -> int:
         return len(self.rows)
