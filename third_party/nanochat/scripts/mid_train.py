@@ -9,7 +9,6 @@ stops; `--resume_from_step` goes on, with the same batches and to the same weigh
 """
 
 import dataclasses
-import importlib
 import itertools
 import math
 import sys
@@ -48,6 +47,7 @@ from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON
 from tasks.gsm8k import GSM8K
 from tasks.identity import Identity
+from tasks.mmlu import MMLU
 from tasks.smoltalk import SmolTalk
 from tasks.spellingbee import SimpleSpelling, SpellingBee
 from tqdm import tqdm
@@ -107,8 +107,6 @@ def mixtures(data: str) -> tuple[Task, Task]:
         return both[0], both[1]
     if data:
         return chat_sft.mixtures(data)[:2]
-    MMLU = importlib.import_module("tasks.mmlu").MMLU
-
     own = Path(get_base_dir()) / "identity_conversations.jsonl"
     train = TaskMixture(
         [

@@ -102,7 +102,9 @@ def load_rows(path: str, name: str | None, split: str) -> Any:
     return datasets.load_dataset(path, name, split=split).shuffle(seed=42)
 
 
-def choose_rows(source: str, builtin: Sequence[Any], path: str, name: str | None, split: str) -> Any:
+def choose_rows(
+    source: str, builtin: Sequence[Any], path: str, name: str | None, split: str
+) -> Any:
     """The rows of a data set at the hub, or those that stand in for it without a network.
 
     Raises:
