@@ -148,7 +148,7 @@ class Tuner:
                         return
 
     def tokens(self, settings: RunSettings) -> list[int]:
-        """Learned tokens of every step of a settings."""
+        """Learned tokens of every step."""
         return [
             sum(len(batch.targets) for batch in self.batch(settings, step))
             for step in range(len(settings.multipliers))
