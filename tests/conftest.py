@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import contextlib
 import os
 import tempfile
 import time
@@ -77,3 +78,31 @@ def hub_here(store_folder, monkeypatch):
         monkeypatch.setattr(hub, "ATTEMPTS", 2)
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
         yield fake
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, driven by Playwright."""
+    from fractal_core import Refused  # not before the checker of types is in place
+    from fractal_core.bench import zoom
+
+    with contextlib.ExitStack() as stack:
+        try:
+            found = stack.enter_context(zoom.chromium())
+        except Refused as error:
+            if os.environ.get("CI"):  # where nobody reads what was skipped
+                pytest.fail(str(error))
+            pytest.skip(str(error))  # a browser is no part of what `uv sync` brings
+        yield found
+
+
+@pytest.fixture
+def sandbox():
+    """Programs that a model wrote can be run here."""
+    from nanochat.common import Refused
+    from nanochat.execution import require_sandbox
+
+    try:
+        require_sandbox()
+    except Refused as refusal:
+        pytest.skip(f"CONTAINMENT IS NOT TESTED on this machine: {refusal}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -20,7 +19,6 @@ import pytest
 
 from fractal_core import (
     Axis,
-    Refused,
     Region,
     Store,
     Sweep,
@@ -107,18 +105,6 @@ def editor(runs) -> Iterator[Server]:
 def onlooker(runs) -> Iterator[Server]:
     with served(runs, control=False) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with contextlib.ExitStack() as stack:
-        try:
-            found = stack.enter_context(zoom.chromium())
-        except Refused as error:
-            if os.environ.get("CI"):  # where nobody reads what was skipped
-                pytest.fail(str(error))
-            pytest.skip(str(error))  # a browser is no part of what `uv sync` brings
-        yield found
 
 
 @pytest.fixture

@@ -3,19 +3,16 @@
 import dataclasses
 import itertools
 import json
-import os
-import shutil
-import signal
 from pathlib import Path
 
 import pytest
 import stagebase
 import torch
-from nanochat.cli import run
 from nanochat.common import Refused
 from nanochat.dataloader import mid_data_loader
 from nanochat.tokenizer import get_tokenizer
 from scripts import chat_sft, mid_train
+from stagebase import assert_resumes
 from tasks.identity import TOPICS, Identity
 from tasks.identity import Config as IdentityConfig
 from tasks.identity import main as write_identity
@@ -42,10 +39,6 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture
 def base(made, tmp_path, monkeypatch) -> Path:
     return stagebase.use(made, tmp_path / "base", monkeypatch)
-
-
-def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    return torch.load(folder / f"model_{step:06d}.pt", weights_only=True)
 
 
 # Batches
@@ -160,28 +153,7 @@ def test_it_learns(base):
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(base, monkeypatch, capsys):
     """Ctrl-C saves after the step it came in; resuming ends with the same bits."""
-    folder = base / "mid_checkpoints" / "d2"
-    mid_train.main(MID)
-    straight = weights(folder, 5)
-    shutil.rmtree(folder)
-    update, calls = chat_sft.update, []
-
-    def pressed(*args):
-        calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return update(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(chat_sft, "update", pressed)
-        flags = [f"--{k}={v}" for k, v in vars(MID).items() if v is not None]
-        assert run(mid_train.main, mid_train.Config, flags) == 130
-    assert "--resume_from_step=2" in capsys.readouterr().out
-    mid_train.main(dataclasses.replace(MID, resume_from_step=2))
-    resumed = weights(folder, 5)
-    assert all(torch.equal(resumed[key], straight[key]) for key in straight)
-    with pytest.raises(Refused, match="no interrupted run"):
-        mid_train.main(dataclasses.replace(MID, resume_from_step=5))
+    assert_resumes(mid_train, MID, base / "mid_checkpoints" / "d2", monkeypatch, capsys)
 
 
 def test_what_does_not_fit_is_refused(base, monkeypatch):

@@ -18,6 +18,7 @@ from nanochat.common import Refused
 from nanochat.engine import Engine
 from scripts import chat_rl
 from scripts.chat_rl import gain_interval, interval, objective, pass_at, rollout, seed_of
+from stagebase import weights
 from tasks.builtin import Sums
 from tasks.common import Task
 
@@ -63,10 +64,6 @@ def made(tmp_path_factory) -> Path:
 def base(made, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(chat_rl, "tasks", lambda data: (Vowels(), Vowels()))
     return stagebase.use(made, tmp_path / "base", monkeypatch)
-
-
-def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    return torch.load(folder / f"model_{step:06d}.pt", weights_only=True)
 
 
 # Answers

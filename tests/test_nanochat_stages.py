@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ import pytest
 import torch
 from nanochat import dataset
 from nanochat.checkpoint_manager import load_model, save_checkpoint
-from nanochat.cli import config_from, run
+from nanochat.cli import config_from
 from nanochat.common import Refused
 from nanochat.corpus import KINDS
 from nanochat.dataloader import collate
@@ -25,6 +24,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import get_token_bytes, get_tokenizer
 from nanochat_golden import golden, golden_model
 from scripts import base_complete, chat_cli, chat_sft, tiny, tok_eval, tok_train
+from stagebase import assert_resumes, weights
 from tasks.builtin import Kinds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -188,10 +188,6 @@ TUNE = chat_sft.Config(
 )
 
 
-def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    return torch.load(folder / f"model_{step:06d}.pt", weights_only=True)
-
-
 def test_fine_tuning_saves_its_last_step(base):
     """One update less than steps; the meta file has what the reference's has, and no optimizers."""
     figures = chat_sft.main(TUNE)
@@ -234,30 +230,7 @@ def test_a_tuning_is_recorded(base, monkeypatch):
 
 def test_an_interrupted_tuning_goes_on_as_if_it_had_not_been(base, monkeypatch, capsys):
     """Ctrl-C saves after the step it came in; resuming ends with the same bits."""
-    folder = base / "chatsft_checkpoints" / "d2"
-    chat_sft.main(TUNE)
-    straight = weights(folder, 5)
-    shutil.rmtree(folder)
-    update, calls = chat_sft.update, []
-
-    def pressed(*args):
-        calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return update(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(chat_sft, "update", pressed)
-        flags = [f"--{k}={v}" for k, v in vars(TUNE).items() if v is not None]
-        assert run(chat_sft.main, chat_sft.Config, flags) == 130
-    assert "--resume_from_step=2" in capsys.readouterr().out
-    assert len(calls) == 2
-    assert (folder / "optim_000002_rank0.pt").exists()
-    chat_sft.main(dataclasses.replace(TUNE, resume_from_step=2))
-    resumed = weights(folder, 5)
-    assert all(torch.equal(resumed[key], straight[key]) for key in straight)
-    with pytest.raises(Refused, match="no interrupted run"):
-        chat_sft.main(dataclasses.replace(TUNE, resume_from_step=5))
+    assert_resumes(chat_sft, TUNE, base / "chatsft_checkpoints" / "d2", monkeypatch, capsys)
 
 
 def test_own_conversations_are_learned_from(base, tmp_path):

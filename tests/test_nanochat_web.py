@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import http.client
 import json
-import os
 import re
 import shutil
 import signal
@@ -28,9 +27,6 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.pickled import state_of
 from nanochat.server import Chat, Sampling, Server, Workers
 from nanochat.tokenizer import RustBPETokenizer
-
-from fractal_core import Refused as CannotTest
-from fractal_core.bench import zoom
 
 DATA = Path(__file__).parent / "data"
 SPECIAL = json.loads((DATA / "nanochat_tokenizer.json").read_text())["special"]
@@ -561,18 +557,6 @@ def test_fractal_chat_serves_a_folder_until_it_is_interrupted(tmp_path):
     finally:
         process.kill()
         process.wait()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with contextlib.ExitStack() as stack:
-        try:
-            found = stack.enter_context(zoom.chromium())
-        except CannotTest as error:
-            if os.environ.get("CI"):  # where nobody reads what was skipped
-                pytest.fail(str(error))
-            pytest.skip(str(error))  # a browser is no part of what `uv sync` brings
-        yield found
 
 
 @pytest.fixture

@@ -189,7 +189,7 @@ def _fitting(experiment: FineTune) -> Iterator[None]:
     """Say in one sentence that memory was not enough."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # what is no lack of memory is raised again
         if worker.code_of(error) != worker.MEMORY:
             raise
         raise Refused(
