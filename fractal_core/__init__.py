@@ -29,7 +29,6 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     sweep          1   Sweep, Unit, the plan of a map, the Experiment protocol, content id
     conversations  1   fixed, tokenised, hashed training sets; the renderer is passed in
     base           1   the small language model that runs start from
-    evaluation     1   how good a language model is: answers, likelihoods, intervals
     tuner          1   fine-tunes one model again and again from the same weights
     docvqa         1   DocVQA as conversations: made, published, counted
     straddle       2   base points on a boundary, from a coarse map or along random chords
@@ -37,6 +36,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     store          2   a run folder: commit once, missing, image, verify
     tiny           2   TinyNetworks: one hidden layer, one network per grid point
     finetune       2   FineTune: fine-tuning a nanochat language model
+    evaluation     2   how good a language model is: answers, likelihoods, intervals
     roughness      2   a map's dimension beside that of its nulls; companions
     tracking       3   Weights & Biases: what of a run is sent, and how
     figures        3   maps for screen and paper

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from fractal_core.errors import Refused, require_known
+from fractal_core.seeing import rate_interval
 
 BUILT_IN = ("kinds", "sums", "texts")
 CONFIDENCE = 0.95
@@ -61,17 +62,9 @@ class Score:
 
 
 def share(task: str, metric: str, right: int, count: int, chance: float | None = None) -> Score:
-    """The share of right answers, with the exact interval for a binomial count.
-
-    Source:
-        Clopper and Pearson 1934, The use of confidence or fiducial limits.
-    """
-    from scipy.stats import beta
-
-    tail = (1 - CONFIDENCE) / 2
-    low = float(beta.ppf(tail, right, count - right + 1)) if right else 0.0
-    high = float(beta.ppf(1 - tail, right + 1, count - right)) if right < count else 1.0
-    return Score(task, metric, right / count, low, high, count, chance)
+    """The share of right answers, with the exact interval of `seeing.rate_interval`."""
+    low, high = rate_interval(np.array(float(right)), float(count))
+    return Score(task, metric, right / count, float(low), float(high), count, chance)
 
 
 def ratio(task: str, metric: str, parts: np.ndarray, sizes: np.ndarray) -> Score:
