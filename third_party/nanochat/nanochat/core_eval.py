@@ -110,7 +110,6 @@ def evaluate_task(
     return Outcome(task.label, sum(of_all(right)), len(rows), task.chance)
 
 
-@torch.inference_mode()
 def evaluate_example(
     model: Any,
     tokenizer: Any,
@@ -171,6 +170,7 @@ def spans(tokenizer: Any, task: CoreTask, row: Row, solved: Sequence[Row]) -> li
     return [Span(tokens, start, len(tokens)) for tokens in ids]
 
 
+@torch.inference_mode()
 def looked_at(
     model: Any, read: Sequence[Span], pad: int, device: torch.device
 ) -> tuple[list[float], list[bool]]:
