@@ -73,6 +73,42 @@ class Stage:
         return [sys.executable, "-m", self.module, *self.flags]
 
 
+def small(base: int, tuned: int, rewarded: int, documents: int, vocabulary: int) -> list[Stage]:
+    """The stages of a small model on a CPU, from what is built in; the numbers are steps."""
+    shape = ("--device_batch_size=16", "--device_type=cpu")
+    own = ("--data=builtin", "--device_type=cpu")
+    offline = ("--core_metric_every=-1",)  # the tasks of our own are asked afterwards
+    known = (*own, f"--max_per_task={min(64, tuned)}")
+    tested = (*what_can_be_asked(), *own, f"--max_problems={min(64, tuned)}")
+    length = ("--max_seq_len=128", "--total_batch_size=2048", "--eval_tokens=16384")
+    base_flags = (
+        *("--depth=2", f"--num_iterations={base}", f"--eval_every={base}"),
+        "--sample_every=-1",
+    )
+    tuned_flags = (
+        *("--source=mid", "--target_examples_per_step=16", f"--num_iterations={tuned + 1}"),
+        *("--init_lr_frac=0.5", "--eval_every=-1", "--eval_steps=4", "--eval_metrics_every=-1"),
+    )
+    rewarded_flags = (
+        *(f"--num_iterations={rewarded}", "--examples_per_step=8", "--num_samples=16"),
+        *("--max_new_tokens=16", "--init_lr_frac=0.1", "--eval_every=-1", "--save_every=-1"),
+    )
+    talked = max(10, tuned // 3)
+    mid_flags = (f"--num_iterations={talked + 1}", f"--eval_every={talked + 1}")
+    return [
+        Stage("texts", "nanochat.dataset", (f"--builtin={documents}",)),
+        Stage("tokenizer", "scripts.tok_train", (f"--vocab_size={vocabulary}",)),
+        Stage("base", "scripts.base_train", (*base_flags, *offline, *shape, *length), "base"),
+        Stage("base-evaluation", "scripts.base_eval", known),
+        Stage("mid", "scripts.mid_train", (*mid_flags, "--data=builtin", *shape, *length), "mid"),
+        asked("mid", *tested),
+        Stage("sft", "scripts.chat_sft", (*tuned_flags, "--device_batch_size=16", *own), "sft"),
+        asked("sft", *tested),
+        Stage("rl", "scripts.chat_rl", (*rewarded_flags, "--device_batch_size=16", *own), "rl"),
+        asked("rl", *tested),
+    ]
+
+
 def asked(source: str, *flags: str) -> Stage:
     """The evaluation of a chat model."""
     flags = (f"--source={source}", *flags)
@@ -87,46 +123,6 @@ def what_can_be_asked() -> tuple[str, ...]:
         print(f"HumanEval is left out: {refusal}")
         return (f"--task_name={'|'.join(name for name in TASKS if name != 'HumanEval')}",)
     return ()
-
-
-def small(
-    base: int, tuned: int, rewarded: int, questions: int, documents: int, vocabulary: int
-) -> list[Stage]:
-    """The stages of a small model on a CPU, from what is built in; the first numbers are steps.
-
-    `questions` is how many each task asks at most.
-    """
-    shape = ("--device_batch_size=16", "--device_type=cpu")
-    own = ("--data=builtin", "--device_type=cpu")
-    length = ("--max_seq_len=128", "--total_batch_size=2048", "--eval_tokens=16384")
-    base_flags = (
-        *("--depth=2", f"--num_iterations={base}", f"--eval_every={base}"),
-        *("--sample_every=-1", "--core_metric_every=-1"),
-    )
-    tuned_flags = (
-        *("--source=mid", "--target_examples_per_step=16", f"--num_iterations={tuned + 1}"),
-        *("--init_lr_frac=0.5", "--eval_every=-1", "--eval_steps=4", "--eval_metrics_every=-1"),
-    )
-    rewarded_flags = (
-        *(f"--num_iterations={rewarded}", "--examples_per_step=8", "--num_samples=16"),
-        *("--max_new_tokens=16", "--init_lr_frac=0.1", "--eval_every=-1", "--save_every=-1"),
-    )
-    talked = max(10, tuned // 3)
-    mid_flags = (f"--num_iterations={talked + 1}", f"--eval_every={talked + 1}")
-    tested = (*what_can_be_asked(), *own, f"--max_problems={questions}", "--max_new_tokens=112")
-    known = (*own, f"--max_per_task={questions}")
-    return [
-        Stage("texts", "nanochat.dataset", (f"--builtin={documents}",)),
-        Stage("tokenizer", "scripts.tok_train", (f"--vocab_size={vocabulary}",)),
-        Stage("base", "scripts.base_train", (*base_flags, *shape, *length), "base"),
-        Stage("base-evaluation", "scripts.base_eval", known),
-        Stage("mid", "scripts.mid_train", (*mid_flags, "--data=builtin", *shape, *length), "mid"),
-        asked("mid", *tested),
-        Stage("sft", "scripts.chat_sft", (*tuned_flags, "--device_batch_size=16", *own), "sft"),
-        asked("sft", *tested),
-        Stage("rl", "scripts.chat_rl", (*rewarded_flags, "--device_batch_size=16", *own), "rl"),
-        asked("rl", *tested),
-    ]
 
 
 def large(depth: int) -> list[Stage]:
@@ -160,8 +156,8 @@ def stages_of(size: str) -> list[Stage]:
         Refused: There is no such size.
     """
     sizes = {
-        "tiny": lambda: small(300, 300, 30, 64, 4000, 768),
-        "smoke": lambda: small(10, 10, 10, 4, 40, 400),
+        "tiny": lambda: small(300, 300, 30, 4000, 768),
+        "smoke": lambda: small(10, 10, 10, 40, 400),
         "d20": lambda: large(20),
     }
     if size not in sizes:
