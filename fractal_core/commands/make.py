@@ -43,7 +43,7 @@ def demo(
         grid: Rows and columns; left out, 128 x 128, or 16 x 16 of a language model.
         steps: Training steps of every run; left out, 1000, or 40 of a language model.
     """
-    from fractal_core import figures
+    from fractal_core import press
 
     started = time.perf_counter()
     chosen = experiments.preset(preset)
@@ -58,7 +58,7 @@ def demo(
         return code
     image = store.image()
     picture = run / "map.png"
-    figures.save(figures.map_figure(image, labels=store.sweep.labels), picture)
+    press.draw("map", [store]).save(picture)
     share = float(is_trainable(image.outcome).mean())
     print(f"{share:.1%} of {image.outcome.size} runs trained")
     print(f"{time.perf_counter() - started:.0f} s in all")
