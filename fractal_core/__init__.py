@@ -64,9 +64,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     cluster        7   workers on a Ray cluster
     mirror         7   keeps Weights & Biases up to date with a run folder
     survey         7   points beside the map: pairs, floors, reruns, audits
-    explore        7   views of the zoom notebook: addresses, costs, places
     pairing        8   pairs for a run folder: dimension, floors, nulls, verdict
-    portrait       8   what a view looks like
     adaptive       8   maps that compute only their boundary, with an audit
     history        8   labels after many training lengths, from one run per point
     published      8   the six published windows: printed, and found
@@ -74,6 +72,8 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     sight          9   the seeing of a run folder, and what a zoom must ask it
     press          9   figures of runs: drawn, captioned, with their recipes
     bench          9   ratios of speed, contenders taking turns
+    explore       10   views of the zoom notebook: addresses, costs, places
+    portrait      11   what a view looks like
     commands      10   the command line, one short file per group
     __main__      11   finds the command
 

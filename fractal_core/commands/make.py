@@ -1,6 +1,5 @@
 """Commands that make run folders: demo, new, zoom."""
 
-import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -49,7 +48,7 @@ def demo(
     chosen = experiments.preset(preset)
     published = chosen.x is not None
     grid = grid or ((128, 128) if published else (16, 16))
-    changes = {length(chosen.experiment): steps or (1000 if published else 40)}
+    changes = {experiments.length(chosen.experiment): steps or (1000 if published else 40)}
     experiment = experiments.configure(chosen.experiment, changes)
     sweep = Sweep.over(experiment, chosen.region(published, *grid))
     warn(sweep)
@@ -72,11 +71,6 @@ def demo(
     print("  fractal run runs/closer")
     print("  fractal show runs/closer --out runs/closer/map.png")
     return 0
-
-
-def length(experiment: Any) -> str:
-    """What an experiment calls the steps of a run."""
-    return "steps" if "steps" in {f.name for f in dataclasses.fields(experiment)} else "num_steps"
 
 
 def warn(sweep: Sweep) -> None:
@@ -142,7 +136,7 @@ def new(
     """
     chosen = experiments.preset(preset)
     changes = settings_of(settings)
-    given = {"axes": axes, length(chosen.experiment): steps, "dtype": dtype}
+    given = {"axes": axes, experiments.length(chosen.experiment): steps, "dtype": dtype}
     changes |= {name: value for name, value in given.items() if value is not None}
     experiment = experiments.configure(chosen.experiment, changes)
     default = chosen.region(published, *grid)
