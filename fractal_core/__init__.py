@@ -48,6 +48,8 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     outlook        3   where to go next, and how long the rest takes
     heatmap        3   the map on a canvas in a notebook
     warm           3   a process that forks runs within milliseconds
+    network        4   one tiny network, watched
+    planner        4   from choices to the recipe of a map, and its cost
     panels         4   trainability, final loss and both boundaries beside each other
     charts         4   flips against distance, for screen and paper
     plots          4   charts of dimensions
@@ -66,8 +68,10 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     adaptive       8   maps that compute only their boundary, with an audit
     history        8   labels after many training lengths, from one run per point
     published      8   the six published windows: printed, and found
+    singles        8   single runs: begun, listed, compared
     sight          9   the seeing of a run folder, and what a zoom must ask it
     bench          9   ratios of speed, contenders taking turns
+    watching      10   what the page of a sweep shows and does
     commands      10   the command line, one short file per group
     __main__      11   finds the command
 
