@@ -128,7 +128,7 @@ def ends_as_text(preset: str, axes: tuple[str, str], window: str) -> list[tuple[
         found = ends_of(preset, axes, window == "published")
     except Refused:
         found = None
-    return [(repr(low), repr(high)) for low, high in found] if found else [("", "")] * 2
+    return [(text_of(low), text_of(high)) for low, high in found] if found else [("", "")] * 2
 
 
 def usual_edge(experiment: Any) -> int:
@@ -174,6 +174,9 @@ def choices(experiment: Any) -> list[Choice]:
 
 def text_of(value: Any) -> str:
     """A setting as text, which `experiments.configure` reads back; digits are exact."""
+    if isinstance(value, float):
+        short = f"{value:g}".replace("e+0", "e").replace("e-0", "e-")
+        return min((text for text in (repr(value), short) if float(text) == value), key=len)
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 

@@ -26,7 +26,7 @@ from fractal_core.tiny import TinyNetworks
 MOST_POINTS = 1000
 """Points of a curve that are drawn."""
 
-LOG_BYTES = 4096
+LOG_BYTES, QUESTION = 4096, 200
 RATES = "lr_"
 
 
@@ -214,6 +214,11 @@ class Single:
         return duty.lock_holder(self.store.path) is not None
 
     @property
+    def phase(self) -> str:
+        """complete, training, or broken off before there was an outcome."""
+        return "complete" if self.result else "training" if self.running else "broken off"
+
+    @property
     def size(self) -> int:
         """Bytes of its curve, which tell whether there is something new."""
         try:
@@ -359,6 +364,30 @@ def reason(run: Single) -> str:
         f"the mean of the last {window} losses, {result['tail_loss']:.4g}, is "
         f"{result['ratio']:.4g} times the first loss, {result['first_loss']:.4g}"
     )
-    below = {"TRAINABLE": "below", "UNTRAINABLE": "not below"}.get(result["outcome"])
-    rule = f"{below} {limit:g} times" if below else f"more than {V_MOST:g} times"
-    return f"{result['outcome']}: {means}, which is {rule}."
+    rule = "" if limit == 1 else f" {limit:g} times that"
+    rules = {"TRAINABLE": f"below{rule or ' it'}", "UNTRAINABLE": f"not below{rule or ' it'}"}
+    which = rules.get(result["outcome"], f"above {V_MOST:g} times that")
+    return f"{result['outcome']}: {means}, and so {which}."
+
+
+def answers(experiment: Any) -> bool:
+    """Whether a run of it answers questions before and after."""
+    return isinstance(experiment, FineTune)
+
+
+def sample_table(run: Single) -> pd.DataFrame:
+    """Questions, expected answers, and those given before and after; long questions by their end."""
+    frame = pd.DataFrame(run.samples, columns=["question", "expected", "before", "after"])
+    ends = [" ".join(question.split())[-QUESTION:] for question in frame["question"]]
+    return frame.assign(question=ends).fillna("-")
+
+
+def stop(run: Single) -> None:
+    """End a run before its end; what it said so far stays."""
+    control.ask_to_stop(run.store.path)
+
+
+def resume(run: Single) -> None:
+    """Train a run anew that has no outcome; a process that trains it already is left alone."""
+    command, *options = words(run.store.sweep)
+    control.start_detached(run.store.path, options, command=command)

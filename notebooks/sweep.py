@@ -164,9 +164,10 @@ def form(
 
     mo.vstack(
         [
-            _line(preset, window, *_main, seed),
-            _line(xname, bounds[0], bounds[1], xscale, cols),
-            _line(yname, bounds[2], bounds[3], yscale, rows),
+            _line(preset, window, *_main),
+            _line(xname, xscale, bounds[0], bounds[1]),
+            _line(yname, yscale, bounds[2], bounds[3]),
+            _line(cols, rows, seed),
             _line(devices, each),
             mo.accordion({"All settings": _rest}),
         ]
@@ -229,10 +230,11 @@ def heading(view):
         f"[{name}](?run={name})" for name, _ in explore.children(ROOT, view)
     )
     mo.md(
-        f"## {view.name}\n{watching.recipe_in_words(view.sweep)}{_up}"
+        f"**{view.name}** · {watching.recipe_in_words(view.sweep)}{_up}"
         f"{_in if _in[-2:] != ': ' else ''}\n\n"
-        f"<small data-testid='region'>{_x.name} {_x.low!r} … {_x.high!r} · "
-        f"{_y.name} {_y.low!r} … {_y.high!r}</small>"
+        f"<small data-testid='region'>{_x.name} {planner.text_of(_x.low)} … "
+        f"{planner.text_of(_x.high)} · {_y.name} {planner.text_of(_y.low)} … "
+        f"{planner.text_of(_y.high)}</small>"
     )
     return
 
@@ -305,7 +307,7 @@ def failing(get_failed, view):
     )
     mo.vstack(
         [
-            mo.md("### What failed, by cause"),
+            mo.md("**What failed, by cause**"),
             mo.ui.table(watching.failure_table(get_failed()), selection=None, show_download=False),
             mo.Html(f"<div data-testid='failures'>{_log}</div>"),
         ]
