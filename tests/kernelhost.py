@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fractal_core.kernels import layout
-from fractal_core.kernels.contract import Curves, Problem
+from fractal_core.kernels.contract import Curves, Problem, tanh_table
 from fractal_core.kernels.layout import Layout
 
 COMPILER = (
@@ -47,3 +47,12 @@ def train(problem: Problem, hyper: np.ndarray, record=(), code: Layout | None = 
         setattr(job, name, array.ctypes.data)
     built(code).train(ctypes.byref(job))
     return layout.curves(problem, mine["scores"], mine["ends"], mine["losses"])
+
+
+def tanh(x: np.ndarray) -> np.ndarray:
+    """The kernel's tanh of some numbers."""
+    code = Layout("tanh", str(x.dtype), 1, False, units=1, samples=1, threads=32)
+    y = np.array(x)
+    table = tanh_table(str(x.dtype))
+    built(code).tanh_of(ctypes.c_void_p(y.ctypes.data), len(y), ctypes.c_void_p(table.ctypes.data))
+    return y

@@ -7,9 +7,20 @@ import kernelhost
 import numpy as np
 import pytest
 from test_contract import windows
-from test_kernels import ACTIVATIONS, DTYPES, assert_same, points_of, problem_of
+from test_kernels import (
+    ACTIVATIONS,
+    DTYPES,
+    assert_same,
+    points_of,
+    problem_of,
+    sample_arguments,
+    tanh_of,
+)
 
-from fractal_core.kernels import cpu
+from fractal_core import Refused, machine
+from fractal_core.bench import machinecode
+from fractal_core.kernels import cpu, cuda
+from fractal_core.kernels.contract import TANH
 from fractal_core.kernels.layout import Layout
 
 
@@ -69,3 +80,83 @@ def test_ends_and_edges_are_those_of_the_cpu_kernel():
     still = replace(problem_of(), inputs=np.zeros((5, 3)), targets=np.zeros(5))
     assert_equal_here(still, points_of(2))
     assert_equal_here(problem_of(samples=1, steps=5), points_of(3), range(5))
+
+
+def test_tanh_is_that_of_the_cpu_kernel():
+    """For arguments of every size, at every edge, infinite and nan."""
+    for dtype in DTYPES:
+        info, limit = np.finfo(dtype), TANH[dtype].limit
+        near = np.linspace(limit - 1e-3, limit + 1e-3, 2001, dtype=dtype)
+        odd = np.array([0, info.tiny, info.max, np.inf, np.nan, limit], dtype)
+        x = np.concatenate([sample_arguments(dtype), near, odd])
+        x = np.concatenate([x, -x])
+        np.testing.assert_array_equal(kernelhost.tanh(x), tanh_of(dtype)(x))
+
+
+# Its machine code
+
+
+@pytest.mark.parametrize("arch", machinecode.ARCHS)
+@pytest.mark.parametrize(
+    ("activation", "dtype", "batch", "registers"),
+    [
+        ("tanh", "float64", None, 255),
+        ("tanh", "float32", None, 128),
+        ("tanh", "float64", 16, 255),
+        ("relu", "float64", None, 255),
+        ("identity", "float32", None, 128),
+    ],
+)
+def test_the_machine_code_is_what_the_contract_says(arch, activation, dtype, batch, registers):
+    """Nothing is spilled, a processor holds the warps it should, and no operation is added or fused."""
+    problem = problem_of(activation, dtype, width=16, samples=272, batch=batch)
+    found = machinecode.report(Layout.of(problem), arch)
+    print(found)
+    assert found.spilled == 0
+    assert found.registers <= registers
+    assert found.registers * found.code.threads <= 2**16
+    if batch is None:
+        assert found.loop == machinecode.wanted(found.code)
+
+
+@pytest.mark.parametrize("width", [1, 8, 24, 32])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_width_is_spilled(width, dtype):
+    """Weights and gradients of every width stay in registers on an H100."""
+    found = machinecode.report(Layout.of(problem_of(dtype=dtype, width=width, batch=3)), "sm_90")
+    assert found.spilled == 0
+
+
+def test_the_bound_of_an_h100():
+    """What its arithmetic allows at the clock that it sustains is well above what is asked of it."""
+    for dtype, asked in [("float64", 55e6), ("float32", 95e6)]:
+        code = Layout.of(problem_of(dtype=dtype, width=16))
+        assert machinecode.report(code, "sm_90").bound(272, 132, 1.755e9) > asked
+
+
+def test_what_does_not_fit_stays_in_global_memory():
+    """Samples that are too many for a processor's memory are read from the GPU's; tables always fit."""
+    code = Layout.of(problem_of(width=16))
+    assert code.resident(272, 227 * 2**10)
+    assert not code.resident(4000, 227 * 2**10)
+    assert code.resident(0, 64 * 2**10)
+    assert cuda.binary(code, False, "sm_90").code != cuda.binary(code, True, "sm_90").code
+
+
+# What can be said where there is no GPU
+
+
+def test_long_calls_are_cut():
+    """A launch fills the GPU, and ends before it would look like one that hangs."""
+    problem = problem_of(width=16, samples=272, steps=500)
+    assert cuda.at_once(problem, 10**6, 0, 4000) == pytest.approx(115_000, rel=0.1)
+    assert cuda.at_once(problem, 50, 0, 4000) == 4000
+    assert cuda.at_once(replace(problem, steps=10**6), 10**6, 0, 4000) == 4000
+    assert cuda.at_once(problem, 10**6, 10**4, 4000) == 2**26 // 10**4
+
+
+@pytest.mark.skipif(bool(machine.gpus()), reason="says what happens where there is no GPU")
+def test_without_a_gpu_training_there_is_refused():
+    """In one sentence that says what to do instead."""
+    with pytest.raises(Refused, match="--devices cpu"):
+        cuda.train(problem_of(), points_of(1))

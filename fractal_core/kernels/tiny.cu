@@ -34,6 +34,8 @@ DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float fma_(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE int last_bits(double a) { return __double2loint(a); }
 DEVICE int last_bits(float a) { return __float_as_int(a); }
+DEVICE int first_bits(double a) { return __double2hiint(a); }
+DEVICE double from_bits(int first, int last) { return __hiloint2double(first, last); }
 DEVICE double with_sign(double a, double b) { return copysign(a, b); }
 DEVICE float with_sign(float a, float b) { return copysignf(a, b); }
 DEVICE double size(double a) { return fabs(a); }
@@ -55,6 +57,17 @@ template <class T> DEVICE int last_bits(T a) {
     int bits;  // the first four bytes, on a processor that puts the lowest first
     std::memcpy(&bits, &a, sizeof bits);
     return bits;
+}
+DEVICE int first_bits(double a) {
+    int bits[2];
+    std::memcpy(bits, &a, sizeof bits);
+    return bits[1];
+}
+DEVICE double from_bits(int first, int last) {
+    const int bits[2] = {last, first};
+    double a;
+    std::memcpy(&a, bits, sizeof a);
+    return a;
 }
 #endif
 
@@ -114,11 +127,24 @@ DEVICE void load(Real (&x)[STRIDE], const Real *row) {
 #endif
 }
 
+// |x|, but LIMIT in place of all that is above.
+DEVICE float bounded(float x) {
+    const float y = size(x);
+    return y > float(LIMIT) ? float(LIMIT) : y;
+}
+
+// The same without the pipe of float64, which has enough to do. Of what is above LIMIT the nearest 2^-16
+// pass, for which tanh is one as well; nan passes, and infinity does not.
+DEVICE double bounded(double x) {
+    const unsigned first = unsigned(first_bits(x)) & 0x7fffffffu, most = unsigned(first_bits(LIMIT));
+    const bool above = first - most - 1 < 0x7ff00000u - most;
+    return from_bits(above ? most : first, above ? last_bits(LIMIT) : last_bits(x));
+}
+
 DEVICE Real tanh_(Real x, const Real *table) {
     constexpr Real odd[] = ODD;
     constexpr int last = sizeof odd / sizeof *odd - 1;
-    Real y = size(x);
-    y = y > Real(LIMIT) ? Real(LIMIT) : y;
+    const Real y = bounded(x);
     const Real z = add(y, Real(MAGIC));
     const Real h = add(y, -add(z, -Real(MAGIC)));
     // No index is past the end but that of nan, whose tanh is nan whatever the table says.
@@ -389,6 +415,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) train(const __grid_cons
     int point = rank * gridDim.x + blockIdx.x;
     Lane lanes[1];
     Score &score = scores[group];
+    // Without a point of its own a group plays the last one again, and nobody looks.
     begin(lanes[0], job, min(point, job.points - 1), lane);
     if (lane == 0) open(score, job, min(point, job.points - 1));
     __syncwarp();
@@ -408,15 +435,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) train(const __grid_cons
         next = __shfl_sync(0xffffffffu, next, 0, LANES);
         if (next == point) {
             update(lanes[0], score.lr_input, score.lr_output);
-        } else if (point = next; point < job.points) {
-            begin(lanes[0], job, point, lane);
-            if (lane == 0) open(score, job, point);
+        } else {
+            point = next;
+            begin(lanes[0], job, min(point, job.points - 1), lane);
+            if (lane == 0) open(score, job, min(point, job.points - 1));
         }
         __syncwarp();
     }
 }
 
 #else
+
+#ifdef TANH
+extern "C" void tanh_of(Real *x, int count, const Real *table) {
+    for (int i = 0; i < count; ++i) x[i] = tanh_(x[i], table);
+}
+#endif
 
 extern "C" void train(const Job *call) {
     const Job &job = *call;
