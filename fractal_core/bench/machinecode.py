@@ -51,8 +51,7 @@ class Report:
         arch: The kind of GPU.
         registers: Of a thread.
         spilled: Bytes that did not fit into them, written or read.
-        whole: Operations in the kernel.
-        loop: Operations in its innermost loop.
+        loop: Operations in the kernel's innermost loop.
         instructions: All instructions of that loop.
     """
 
@@ -60,7 +59,6 @@ class Report:
     arch: str
     registers: int
     spilled: int
-    whole: Operations
     loop: Operations
     instructions: int
 
@@ -99,17 +97,22 @@ def wanted(code: Layout) -> Operations:
 def report(code: Layout, arch: str) -> Report:
     """Compile the kernel with its samples in shared memory, and look at what came out."""
     binary = cuda.binary(code, True, arch)
-    text = list(_instructions(_disassembled(binary.code)))
-    first, last = _innermost(text, KINDS[code.dtype][0])
+    loop, instructions = innermost(binary.code, code.dtype)
     return Report(
         code=code,
         arch=arch,
         registers=int(_said(binary.log, r"Used (\d+) registers")),
         spilled=sum(int(_said(binary.log, rf"(\d+) bytes spill {w}")) for w in ("stores", "loads")),
-        whole=_count(text, code.dtype),
-        loop=_count(text[first : last + 1], code.dtype),
-        instructions=last + 1 - first,
+        loop=loop,
+        instructions=instructions,
     )
+
+
+def innermost(code: bytes, dtype: str) -> tuple[Operations, int]:
+    """Operations, and all instructions, of the innermost loop that has most of them."""
+    text = list(_instructions(_disassembled(code)))
+    first, last = _innermost(text, KINDS[dtype][0])
+    return _count(text[first : last + 1], dtype), last + 1 - first
 
 
 def _said(log: str, pattern: str) -> str:

@@ -12,6 +12,7 @@ and the recorded losses of each point.
 
 import ctypes
 import functools
+import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -82,13 +83,7 @@ def binary(code: Layout, resident: bool, arch: str) -> Binary:
 
 def _module(name: str) -> Any:
     try:
-        if name == "nvrtc":
-            from cuda.bindings import nvrtc
-
-            return nvrtc
-        from cuda.bindings import driver
-
-        return driver
+        return importlib.import_module(f"cuda.bindings.{name}")
     except ImportError:
         raise Refused(
             "training on a GPU needs NVIDIA's compiler and driver bindings: `uv sync --extra cuda` "
