@@ -1,6 +1,5 @@
 """Commands that make run folders: demo, new, zoom."""
 
-import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -43,13 +42,13 @@ def demo(
         grid: Rows and columns; left out, 128 x 128, or 16 x 16 of a language model.
         steps: Training steps of every run; left out, 1000, or 40 of a language model.
     """
-    from fractal_core import figures
+    from fractal_core import press
 
     started = time.perf_counter()
     chosen = experiments.preset(preset)
     published = chosen.x is not None
     grid = grid or ((128, 128) if published else (16, 16))
-    changes = {length(chosen.experiment): steps or (1000 if published else 40)}
+    changes = {experiments.length(chosen.experiment): steps or (1000 if published else 40)}
     experiment = experiments.configure(chosen.experiment, changes)
     sweep = Sweep.over(experiment, chosen.region(published, *grid))
     warn(sweep)
@@ -58,7 +57,7 @@ def demo(
         return code
     image = store.image()
     picture = run / "map.png"
-    figures.save(figures.map_figure(image, labels=store.sweep.labels), picture)
+    press.draw("map", [store]).save(picture)
     share = float(is_trainable(image.outcome).mean())
     print(f"{share:.1%} of {image.outcome.size} runs trained")
     print(f"{time.perf_counter() - started:.0f} s in all")
@@ -72,11 +71,6 @@ def demo(
     print("  fractal run runs/closer")
     print("  fractal show runs/closer --out runs/closer/map.png")
     return 0
-
-
-def length(experiment: Any) -> str:
-    """What an experiment calls the steps of a run."""
-    return "steps" if "steps" in {f.name for f in dataclasses.fields(experiment)} else "num_steps"
 
 
 def warn(sweep: Sweep) -> None:
@@ -142,7 +136,7 @@ def new(
     """
     chosen = experiments.preset(preset)
     changes = settings_of(settings)
-    given = {"axes": axes, length(chosen.experiment): steps, "dtype": dtype}
+    given = {"axes": axes, experiments.length(chosen.experiment): steps, "dtype": dtype}
     changes |= {name: value for name, value in given.items() if value is not None}
     experiment = experiments.configure(chosen.experiment, changes)
     default = chosen.region(published, *grid)
