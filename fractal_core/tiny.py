@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from fractal_core.errors import Refused, require_known
-from fractal_core.kernels.contract import CONTRACT, Problem
+from fractal_core.kernels.contract import CONTRACT, Curves, Problem
 from fractal_core.outcome import WINDOW, Outcomes
 
 Activation = Literal["tanh", "relu", "identity"]
@@ -218,6 +218,10 @@ class TinyNetworks:
         started = time.perf_counter()
         curves = cpu.train(self.problem(seed), self.hyperparameters(points), record=record)
         each = (time.perf_counter() - started) / max(len(points), 1)
+        return self.judge(curves, each)
+
+    def judge(self, curves: Curves, each: float) -> Outcomes:
+        """What runs came to, given what a kernel kept of them and the seconds that each took."""
         return Outcomes.judge(
             planned=self.steps,
             steps=curves.steps,
@@ -226,8 +230,8 @@ class TinyNetworks:
             tail_v=curves.tail_v,
             sum_v=curves.sum_v,
             sum_inverse_v=curves.sum_inverse_v,
-            seconds=np.full(len(points), each),
-            extras={"losses": curves.losses} if len(record) else {},
+            seconds=np.full(len(curves.steps), each),
+            extras={"losses": curves.losses} if curves.losses.size else {},
         )
 
     def hyperparameters(self, points: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 4"]:
