@@ -3,11 +3,9 @@
 import contextlib
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from serving import disabled, opened, press, says, served
 
 from fractal_core import (
     Axis,
@@ -34,7 +33,6 @@ from fractal_core.bench.zoom import Server, drag, spot
 from fractal_core.duty import lock_holder
 from fractal_core.experiments import open_run
 
-REPOSITORY = zoom.NOTEBOOK.parent.parent
 WIDE = (1e-3, 1e6)
 QUICK = TinyNetworks(samples=8, steps=60)
 VISIBLE = TinyNetworks(samples=64, steps=300)  # some seconds, so that one can watch it
@@ -76,82 +74,41 @@ def runs(tmp_path_factory) -> Path:
     return root
 
 
-@contextlib.contextmanager
-def served(runs: Path, mode: str = "run", control: bool = True) -> Iterator[Server]:
-    # Not pytest's own folder: the path of the warm process's socket must be short.
-    with tempfile.TemporaryDirectory(prefix="fractal-test-", dir="/tmp") as name:
-        folder = Path(name).resolve()
-        shutil.copytree(runs, folder / "runs")
-        # Editing may rewrite the notebook, so it is a copy, and its settings lie beside it.
-        shutil.copy(zoom.NOTEBOOK, folder)
-        shutil.copy(REPOSITORY / "pyproject.toml", folder)
-        with zoom.serve(folder, mode, control, folder / zoom.NOTEBOOK.name) as server:
-            yield server
-
-
 @pytest.fixture(scope="module")
 def app(runs) -> Iterator[Server]:
-    with served(runs) as server:
+    with served(zoom.NOTEBOOK, runs) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def editor(runs) -> Iterator[Server]:
-    with served(runs, "edit") as server:
+    with served(zoom.NOTEBOOK, runs, "edit") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def onlooker(runs) -> Iterator[Server]:
-    with served(runs, control=False) as server:
+    with served(zoom.NOTEBOOK, runs, control=False) as server:
         yield server
-
-
-@pytest.fixture
-def tab(browser, tmp_path):
-    """Opens an address in a tab of its own; a test that fails leaves a screenshot of it."""
-
-    @contextlib.contextmanager
-    def open_tab(server: Server, query: str):
-        context = browser.new_context(viewport={"width": 1400, "height": 1250})
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.add_init_script(zoom.RECORDER)
-        try:
-            page.goto(server.url + query)
-            page.locator("[data-testid=map][data-frames]").wait_for()
-            yield page
-        except BaseException:
-            page.screenshot(path=tmp_path / "failed.png")
-            print(f"{page.url}, see {tmp_path / 'failed.png'}; the server said:\n{server.log}")
-            raise
-        finally:
-            context.close()
-
-    return open_tab
-
-
-def press(page, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).click()
-
-
-def disabled(page, name: str) -> bool:
-    return page.get_by_role("button", name=name, exact=True).is_disabled()
-
-
-def says(page, test_id: str, text: str) -> str:
-    """Wait until an element says `text`, which is a regular expression, and return all it says."""
-    from playwright.sync_api import expect
-
-    found = page.get_by_test_id(test_id)
-    expect(found).to_have_text(re.compile(text), timeout=60_000)
-    return found.inner_text()
 
 
 def shown_region(page) -> list[float]:
     """The four ends under the map: x, then y."""
     text = page.get_by_test_id("region").inner_text()
     return [float(number) for number in re.findall(r"[\d.]+(?:e[+-]?\d+)?(?= |$)", text)]
+
+
+@pytest.fixture
+def tab(browser, tmp_path):
+    """Opens an address in a tab of its own, and waits for the map."""
+
+    @contextlib.contextmanager
+    def open_tab(server: Server, query: str):
+        with opened(browser, tmp_path, server, query) as page:
+            page.locator("[data-testid=map][data-frames]").wait_for()
+            yield page
+
+    return open_tab
 
 
 def ends(region: Region) -> list[float]:
@@ -307,7 +264,7 @@ def test_a_run_outlives_its_tab(app, tab):
 @pytest.fixture
 def fresh_editor(runs) -> Iterator[Server]:
     """One that nobody has looked at: a tab in an editor joins the session that is there."""
-    with served(runs, "edit") as server:
+    with served(zoom.NOTEBOOK, runs, "edit") as server:
         yield server
 
 
@@ -463,32 +420,6 @@ def test_a_zoom_beyond_the_arithmetic_is_refused(app, tab):
         says(page, "cost", "^cannot zoom there: .* units in the last place of float64 apart")
         assert disabled(page, "zoom in")
     assert contents(app.root / "deep") == before
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        (str(zoom.NOTEBOOK),),
-        ("-m", "marimo", "check", "--strict", str(REPOSITORY / "notebooks")),
-        ("-m", "marimo", "export", "html", str(zoom.NOTEBOOK), "-o", "zoom.html"),
-    ],
-    ids=["script", "check", "export"],
-)
-def test_a_notebook_that_nobody_watches_starts_nothing(command, tmp_path):
-    """As a script, for the linter and as an export: no process, no run."""
-    environment = zoom.environment(tmp_path, control=True)
-    answer = subprocess.run(
-        [sys.executable, *command],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert zoom.offspring(tmp_path) == []
-    assert not (tmp_path / "runs").exists()
 
 
 def status(url: str) -> int:

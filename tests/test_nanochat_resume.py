@@ -21,7 +21,6 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked"),
 ]
 
-STAGES = speedrun.stages_of("smoke")
 PLAN = {0: (3, signal.SIGTERM), 1: (4, signal.SIGKILL)}
 """In the first two processes of a stage, the step that is the last, and what ends it."""
 
@@ -81,7 +80,7 @@ def test_every_stage_goes_on_from_what_it_saved(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(speedrun, "subprocess", SimpleNamespace(Popen=Forked))
-    learning = [stage for stage in STAGES if "eval" not in stage.module]
+    learning = [stage for stage in speedrun.stages_of("smoke") if "eval" not in stage.module]
     monkeypatch.setattr(speedrun, "stages_of", lambda size: learning)
     straight = tmp_path / "straight"
     speedrun.main(speedrun.Config(size="smoke", base_dir=str(straight)))

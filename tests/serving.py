@@ -1,0 +1,64 @@
+"""Notebooks on a real server, in a real browser."""
+
+import contextlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from fractal_core.bench import zoom
+from fractal_core.bench.zoom import Server
+
+NOTEBOOKS = zoom.NOTEBOOK.parent
+
+
+@contextlib.contextmanager
+def served(notebook: Path, runs: Path, mode: str = "run", control: bool = True) -> Iterator[Server]:
+    """A notebook on a server that has its own copy of `runs`."""
+    # Not pytest's own folder: the path of the warm process's socket must be short.
+    with tempfile.TemporaryDirectory(prefix="fractal-test-", dir="/tmp") as name:
+        folder = Path(name).resolve()
+        shutil.copytree(runs, folder / "runs")
+        # Editing may rewrite the notebook, so it is a copy, and its settings lie beside it.
+        shutil.copy(notebook, folder)
+        shutil.copy(NOTEBOOKS.parent / "pyproject.toml", folder)
+        with zoom.serve(folder, mode, control, folder / notebook.name) as server:
+            yield server
+
+
+@contextlib.contextmanager
+def opened(browser, folder: Path, server: Server, query: str = "", size=(1400, 1250)):
+    """An address in a tab of its own; a test that fails leaves a screenshot in `folder`."""
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.add_init_script(zoom.RECORDER)
+    try:
+        page.goto(server.url + query)
+        yield page
+    except BaseException:
+        page.screenshot(path=folder / "failed.png")
+        print(f"{page.url}, see {folder / 'failed.png'}; the server said:\n{server.log}")
+        raise
+    finally:
+        context.close()
+
+
+def press(page, name: str) -> None:
+    """Click the button with that name."""
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def disabled(page, name: str) -> bool:
+    """Whether the button with that name cannot be clicked."""
+    return page.get_by_role("button", name=name, exact=True).is_disabled()
+
+
+def says(page, test_id: str, text: str, timeout: int = 60_000) -> str:
+    """Wait until an element says `text`, which is a regular expression, and return all it says."""
+    from playwright.sync_api import expect
+
+    found = page.get_by_test_id(test_id)
+    expect(found).to_have_text(re.compile(text), timeout=timeout)
+    return found.inner_text()
