@@ -93,6 +93,7 @@ def run_and_go_on(stage, config, owner, name: str, folder: Path, resume: int) ->
         with pytest.raises(KeyboardInterrupt):
             stage.main(dataclasses.replace(config, model_tag=folder.name))
         setattr(owner, name, own)
+        dist.barrier()
         assert not (folder / f"model_{last:06d}.pt").exists()
         again = dataclasses.replace(config, model_tag=folder.name, resume_from_step=resume)
         assert stage.main(again) == figures
