@@ -123,7 +123,11 @@ def printing(captioned, child, film, heading, kind, known, palette, quantity, ru
                 captioned=captioned.value,
                 child=press.stores_of(known, [child.selected_key])[0] if child.value else None,
             )
-            _page = mo.image(printed.data(".png"), width=f"{printed.width_mm * 5:.0f}px")
+            _picture = mo.image(printed.data(".png"), width=f"{printed.width_mm * 5:.0f}px")
+        _label = "**caption**, from the recipe"
+        _words = mo.ui.text_area(printed.caption, label=_label, rows=12, full_width=True)
+        _both, _narrow = [_picture, _words], printed.width_mm < 100
+        _page = mo.hstack(_both, widths=[5, 4]) if _narrow else mo.vstack(_both)
     except Refused as _error:
         _page = mo.callout(str(_error), kind="warn")
     _page
@@ -159,13 +163,6 @@ def writing(control, folder, name, printed, write):
 
 
 @app.cell(hide_code=True)
-def words(printed):
-    mo.stop(printed is None)
-    mo.ui.text_area(printed.caption, label="**caption**, from the recipe", rows=6, full_width=True)
-    return
-
-
-@app.cell(hide_code=True)
 def proving(printed):
     mo.stop(printed is None)
     mo.accordion(
@@ -188,13 +185,16 @@ def filming(control, film, known, runs, script, suffix):
         _stores = press.stores_of(known, runs.value)
         frames = press.keyframes(ROOT, _stores) if len(_stores) == 2 else []
         _cost = press.price(frames, explore.open_view(ROOT, _stores[0].path.name))
-        _said = f"between these two: {_cost}" if frames else "runs that are zooms of one another"
+        _said = f"between these two: {_cost}" if frames else ""
     except Refused as _error:
         frames, _said = [], str(_error)
     keys = mo.ui.run_button(
         label="make the keyframes", disabled=not (control and frames), tooltip=_why
     )
-    _hint = mo.md("Two runs far apart need keyframes, one for every factor of two, to be trained.")
+    _hint = mo.md(
+        "Choose runs that are zooms of one another; the order does not matter. Two that are far "
+        "apart need keyframes between them, one for every factor of two."
+    )
     mo.vstack(
         [
             _hint,
@@ -244,7 +244,7 @@ def eyes(script):
     mo.stop(script)
     mo.vstack(
         [
-            mo.md("### The palettes, for every eye"),
+            mo.md("**The palettes, for every eye**"),
             mo.image(figures.render(proof.palettes_figure(), ".png"), width=900),
         ]
     )
