@@ -20,6 +20,7 @@ COMMANDS = {
     "export": ("look", "write a run's arrays to one npz file, or its points to a csv"),
     "base": ("tune", "make the small language model that fine-tuning starts from"),
     "finetune": ("tune", "fine-tune a language model at one point, and watch it"),
+    "point": ("tune", "train one tiny network at one point, and watch it"),
     "repro": ("tune", "train one point several times and compare the curves bit for bit"),
     "probe-batch": ("tune", "find the largest batch that fits this device"),
     "track": ("track", "send a run to Weights & Biases, or send it again"),
