@@ -5,7 +5,8 @@ that a figure looks the same whichever way it was asked for.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from fractal_core.explore import View
 from fractal_core.outcome import WINDOW, is_stable, is_trainable
 from fractal_core.panels import panels_figure
 from fractal_core.roughness import Roughness, pitch_of, roughness
+from fractal_core.sheet import INCH
 from fractal_core.store import Image, Store
 from fractal_core.survey import Hire, Tell
 
@@ -54,6 +56,11 @@ class Print:
     figure: Figure
     recipe: str
     caption: str
+
+    @property
+    def width_mm(self) -> float:
+        """Of the page."""
+        return float(self.figure.get_figwidth() * INCH)
 
     def data(self, suffix: str) -> bytes:
         """Its file; `suffix` is .pdf, .svg or .png."""
@@ -234,26 +241,73 @@ def dimension_print(
     return Print(figure, recipe.text("dimension", [store], {"boundary": which}, caption), caption)
 
 
-def headless(stores: Sequence[Store], folder: Path, suffix: str = ".pdf") -> list[str]:
-    """Write the map, the panels and the dimension of runs, with captions, and a plate of several.
+def headless(runs: Sequence[str], out: str) -> int:
+    """Write map, panels and dimension of runs as PDF, with captions, and a plate of several.
+
+    Says the name of every file, and of what could not be drawn the reason.
+
+    Args:
+        runs: Run folders.
+        out: Folder to write to.
 
     Returns:
-        A line for every file, and for every figure that could not be drawn the reason.
+        The exit code, 2 where nothing could be drawn at all.
     """
-    lines = []
-    for store in stores:
-        for kind, name in FILES.items():
-            path = folder / f"{store.path.name}-{name}{suffix}"
+    try:
+        if not out:
+            raise Refused("say where to write, --out FOLDER")
+        stores = [experiments.read_run(Path(run)) for run in runs]
+        wanted = [(kind, [store]) for store in stores for kind in FILES]
+        wanted += [("plate", stores)] if len(stores) > 1 else []
+        for kind, shown in wanted:
+            path = Path(out) / f"{name_of(kind, [store.path.name for store in shown])}.pdf"
             try:
-                draw(kind, [store], captioned=True).save(path)
-                lines.append(str(path))
+                draw(kind, shown, captioned=True).save(path)
+                print(path)
             except Refused as refusal:
-                lines.append(f"no {path.name}: {refusal}")
-    if len(stores) > 1:
-        path = folder / f"plate{suffix}"
-        draw("plate", stores, captioned=True).save(path)
-        lines.append(str(path))
-    return lines
+                print(f"no {path}: {refusal}", file=sys.stderr)
+    except Refused as refusal:
+        print(f"fractal: {refusal}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def runs_in(root: Path) -> dict[str, Path]:
+    """Run folders of a folder and of folders in it, such as `published`, by their names there."""
+    found = {name: root / name for name in explore.runs(root)}
+    for path in sorted(root.glob("*/*/sweep.json")):
+        found[str(path.parent.relative_to(root))] = path.parent
+    return found
+
+
+def stores_of(known: Mapping[str, Path], names: Sequence[str | None]) -> list[Store]:
+    """The runs of some names, in that order.
+
+    Raises:
+        Refused: One cannot be read.
+    """
+    return [experiments.read_run(known[name]) for name in names if name in known]
+
+
+def name_of(kind: str, names: Sequence[str]) -> str:
+    """What to call the file of a figure, without its suffix."""
+    if kind == "plate":
+        return "plate"
+    which = -1 if kind == "film" else 0
+    run = Path(names[which]).name if names else "run"
+    return f"{run}-{FILES.get(kind, kind)}"
+
+
+def inside(folder: str, name: str) -> Path:
+    """Where to write a file for whoever sits before a notebook: below the folder it works in.
+
+    Raises:
+        Refused: The folder lies elsewhere.
+    """
+    path = Path(folder) / name
+    if not path.resolve().is_relative_to(Path.cwd().resolve()):
+        raise Refused(f"{folder} is not below the folder of the notebook; choose one that is")
+    return path
 
 
 def published_runs(
