@@ -76,7 +76,8 @@ def profile_chart(
         for at, profile in enumerate(drawn)
         if len(profile.eps)
     ]
-    y = alt.Y("D:Q", title="dimension D(ε)", scale=alt.Scale(domain=[0.6, 2.2], clamp=True))
+    axis = alt.Scale(domain=[0.6, 2.2], clamp=True)
+    y = alt.Y("D:Q", title="dimension D(ε)", scale=axis)
     x = alt.X("eps:Q", title=scale, scale=alt.Scale(type="log"), axis=_axis())
     tips = [
         alt.Tooltip("what:N", title="of"),
@@ -95,14 +96,18 @@ def profile_chart(
     if value is not None and ends is not None:
         band = pd.DataFrame({"low": [ends[0]], "high": [ends[1]]})
         layers.append(
-            alt.Chart(band).mark_rect(color=BLUE, opacity=0.15).encode(y="low:Q", y2="high:Q")
+            alt.Chart(band)
+            .mark_rect(color=BLUE, opacity=0.15)
+            .encode(y=alt.Y("low:Q", scale=axis), y2="high:Q")
         )
-        layers.append(_level(value, BLUE, f"D = {value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})"))
+        layers.append(
+            _level(value, axis, BLUE, f"D = {value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})")
+        )
     if truth is not None:
-        layers.append(_level(truth, ORANGE, f"true D = {truth:.3f}"))
+        layers.append(_level(truth, axis, ORANGE, f"true D = {truth:.3f}"))
     base = alt.Chart(ours).encode(x=x, tooltip=tips)
     layers += [
-        base.mark_rule(color=BLUE, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q"),
+        base.mark_rule(color=BLUE, clip=True).encode(y=alt.Y("low:Q", scale=axis), y2="high:Q"),
         base.mark_line(color=BLUE, strokeWidth=1.5).encode(y=y),
         base.mark_point(color=BLUE, filled=True, size=40, opacity=1).encode(y=y),
     ]
@@ -115,7 +120,7 @@ def flips_chart(
     """The share of pairs that flip against their distance, both as logarithms, with intervals.
 
     Hollow points were not fitted; a triangle stands where no pair flipped, at the end of its
-    interval. Dashed lines are the flips of a rerun and of one unit in the last place.
+    interval. Dashed lines are the flips of a rerun and of one unit in the last place, if any.
     """
     table = pd.DataFrame(
         {
@@ -132,7 +137,7 @@ def flips_chart(
         "eps:Q", title=f"distance, {unit}", scale=alt.Scale(type="log"), axis=_axis(exponents=True)
     )
     share = alt.Scale(type="log", domain=[float(table.low.min()) * 0.7, 1.0])
-    y = alt.Y("share:Q", title="pairs that flip", scale=share, axis=alt.Axis(format=".1~%"))
+    y = alt.Y("share:Q", title="pairs that flip", scale=share, axis=alt.Axis(format=".1~p"))
     tips = [
         alt.Tooltip("eps:Q", title="distance", format=".3g"),
         alt.Tooltip("flips:Q", format=".3%"),
@@ -146,9 +151,9 @@ def flips_chart(
         if null is not None and np.isfinite(null.fit).any()
     ]
     layers += [
-        _level(rate.value or rate.interval[1], GREY, f"{words} flips {rate.flips} of {rate.pairs}")
+        _level(rate.value, share, BLUE, f"{words} flips {rate.flips} of {rate.pairs}")
         for words, rate in (("a rerun", found.rerun), ("one last place", found.ulp))
-        if rate is not None
+        if rate is not None and rate.flips
     ]
     if np.isfinite(found.fit).any():
         layers.append(_line(found.eps, found.fit, "fit", share, ORANGE, [1, 0]))
@@ -159,7 +164,11 @@ def flips_chart(
     ):
         if (table.kind == kind).any():
             points = base.transform_filter(alt.datum.kind == kind)
-            layers.append(points.mark_rule(color=BLUE, clip=True).encode(y="low:Q", y2="high:Q"))
+            layers.append(
+                points.mark_rule(color=BLUE, clip=True).encode(
+                    y=alt.Y("low:Q", scale=share), y2="high:Q"
+                )
+            )
             layers.append(
                 points.mark_point(color=BLUE, filled=filled, shape=shape, opacity=1).encode(y=y)
             )
@@ -209,11 +218,11 @@ def _rows(profile: Profile, what: str, at: int) -> pd.DataFrame:
     return table.assign(what=what, at=f"{what} {at}")
 
 
-def _level(value: float, colour: str, words: str) -> alt.Chart:
+def _level(value: float, scale: alt.Scale, colour: str, words: str) -> alt.Chart:
     """A line across all scales, with words for the mouse."""
     table = pd.DataFrame({"at": [value], "what": [words]})
     mark = alt.Chart(table).mark_rule(color=colour, strokeDash=[6, 3], strokeWidth=1.5, clip=True)
-    return mark.encode(y="at:Q", tooltip=alt.Tooltip("what:N", title="line"))
+    return mark.encode(y=alt.Y("at:Q", scale=scale), tooltip=alt.Tooltip("what:N", title="line"))
 
 
 def _line(
@@ -231,4 +240,5 @@ def _axis(exponents: bool = False) -> alt.Axis:
 
 
 def _sized(chart: Chart) -> Chart:
-    return chart.properties(width="container", height=HEIGHT)
+    # Lines of the grid that are pale on white are bright on black.
+    return chart.properties(width="container", height=HEIGHT).configure_axis(gridOpacity=0.3)

@@ -254,14 +254,15 @@ def price(bases, halt, look, measure, runs, store, which):
 
 @app.cell(hide_code=True)
 def acting(control, halt, look, measure, request, set_trouble, store):
-    _asked = ("--which", request.which, "--runs", str(request.runs))
+    _which = ("--which", request.which)
+    _pairs = (*_which, "--runs", str(request.runs), "--bases", request.bases)
     if control and (measure.value or look.value or halt.value):
         try:
             set_trouble("")
             if measure.value:
-                measuring.begin(store.path, "pairs", (*_asked, "--bases", request.bases))
+                measuring.begin(store.path, "pairs", _pairs)
             elif look.value:
-                measuring.begin(store.path, "seeing", _asked)
+                measuring.begin(store.path, "seeing", _which)
             else:
                 measuring.stop(store.path)
         except (Refused, OSError) as _error:
