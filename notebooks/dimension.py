@@ -59,7 +59,7 @@ def choosing_a_set():
 @app.cell(hide_code=True)
 def known_sets(known, seed):
     with mo.status.spinner("measuring nine known sets"):
-        _table = calibration.table(int(seed.value))
+        _table = calibration.table(int(seed.value or 0))
     mo.vstack(
         [
             mo.md("## Known sets"),
@@ -77,8 +77,8 @@ def known_sets(known, seed):
 
 @app.cell(hide_code=True)
 def one_known_set(known, seed):
-    _found = calibration.tried(known.value, int(seed.value))
-    _judged = calibration.judged(known.value, int(seed.value))
+    _found = calibration.tried(known.value, int(seed.value or 0))
+    _judged = calibration.judged(known.value, int(seed.value or 0))
     _picture = mo.image(curves.boundary_png(_found.labels), width=380, alt=known.value)
     mo.vstack(
         [
@@ -98,7 +98,7 @@ def one_known_set(known, seed):
 def choosing_a_run():
     query = mo.query_params()
     control = explore.may_control(mo.app_meta().mode)
-    _names = explore.runs(ROOT)
+    _names = explore.maps(ROOT)
     _asked = query.get("run") or (_names[0] if _names else None)
     run = mo.ui.dropdown(
         _names, value=_asked if _asked in _names else None, label="run", searchable=True
@@ -149,11 +149,11 @@ def on_the_map(get_news, jitter, store, which):
     get_news()
     mo.stop(store is None)
     try:
-        _whole = findings.so_far(store, which.value, jitter.value / 100)
+        _whole = findings.so_far(store, which.value, (jitter.value or 10) / 100)
     except Refused as _error:
         mo.stop(True, said("verdict", f"no dimension from boxes: {_error}"))
     _found = _whole.found
-    _rows = findings.companions(store, _found, jitter.value)
+    _rows = findings.companions(store, _found, jitter.value or 10.0)
     _picture = mo.image(curves.boundary_png(_whole.labels), width=380, alt="the boundary")
     mo.vstack(
         [
@@ -237,7 +237,7 @@ def asking(control, store):
 
 @app.cell(hide_code=True)
 def price(bases, halt, look, measure, runs, store, which):
-    request = pairing.Request(which.value, bases.value, int(runs.value))
+    request = pairing.Request(which.value, bases.value, int(runs.value or 0))
     try:
         _words = f"{pairing.cost(store, request)}; what is stored is not trained again"
     except Refused as _error:
