@@ -32,6 +32,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     base           1   the small language model that runs start from
     tuner          1   fine-tunes one model again and again from the same weights
     docvqa         1   DocVQA as conversations: made, published, counted
+    sheet          2   a printed page: sizes, one font, texts that wrap
     straddle       2   base points on a boundary, from a coarse map or along random chords
     pairs          2   flips against distance: cost, partners, dimension with interval
     store          2   a run folder: commit once, missing, image, verify
@@ -49,7 +50,12 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     outlook        3   where to go next, and how long the rest takes
     heatmap        3   the map on a canvas in a notebook
     warm           3   a process that forks runs within milliseconds
+    network        4   one tiny network, watched
+    planner        4   from choices to the recipe of a map, and its cost
     panels         4   trainability, final loss and both boundaries beside each other
+    plate          4   several maps on one page
+    proof          4   a figure as colour-blind and grey-scale readers see it
+    film           4   a smooth zoom through a chain of maps
     charts         4   flips against distance, for screen and paper
     plots          4   charts of dimensions
     worker         4   one process per slot, which trains units and commits them
@@ -72,9 +78,13 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     bench          9   ratios of speed, contenders taking turns
     findings      10   what is known of the roughness of a run
     explore       10   views of the zoom notebook: addresses, costs, places
+    recipe         11   what a figure shows, in the figure: written, read, reopened
+    singles       11   single runs: begun, listed, compared
     portrait      11   what a view looks like
-    commands      10   the command line, one short file per group
-    __main__      11   finds the command
+    press          12   figures of runs: drawn, captioned, with their recipes
+    watching      12   what the page of a sweep shows and does
+    commands       13   the command line, one short file per group
+    __main__       14   finds the command
 
 Words: a *point* is one pair of values, a *cell* the small rectangle it stands in the middle of, a
 *unit* what is computed and committed together, a *run* training at one point, an *outcome* how it

@@ -60,17 +60,33 @@ def mapped(store: Store, which: Which, jitter: float = 0.1, measured_only: bool 
     """
     picture = adaptive.audited(store, store.image())
     labels = SIDES[which](picture.outcome)
+    found = measured(store, labels, picture.outcome, jitter=jitter, measured_only=measured_only)
+    return Mapped(labels, found, picture)
+
+
+def measured(
+    store: Store,
+    labels: Bool[np.ndarray, "rows cols"],
+    outcome: np.ma.MaskedArray,
+    *,
+    jitter: float = 0.1,
+    measured_only: bool = False,
+) -> Roughness:
+    """How rough the boundary of a run is, beside what is not fractal.
+
+    Raises:
+        Refused: Points are missing.
+    """
     experiment = store.sweep.experiment
-    found = roughness(
+    return roughness(
         labels,
         store.sweep.grid,
         steps=getattr(experiment, experiments.length(experiment), 1000),
         window=getattr(experiment, "window", WINDOW),
-        outcome=picture.outcome,
+        outcome=outcome,
         jitter=jitter,
         measured_only=measured_only,
     )
-    return Mapped(labels, found, picture)
 
 
 @functools.lru_cache(maxsize=8)
