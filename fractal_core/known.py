@@ -155,6 +155,6 @@ BUMP = [complex(z) for z in (0, 1 / 3, 1 / 2 + 1j * np.sqrt(3) / 6, 2 / 3, 1)]
 LINE = KnownSet(lambda z: z.imag > 0, 1.0, 1.0)
 CIRCLE = KnownSet(lambda z: np.abs(z) < 0.35, 1.0, 1.0)
 KOCH = KnownSet(island(TRIANGLE, BUMP, 3**-0.5, 18), 1.45, np.log(4) / np.log(3))
-JULIA = KnownSet(julia(-1), 3.8, 1.2683)
+JULIA = KnownSet(julia(-1 + 0j), 3.8, 1.2683)
 DOUADY_RABBIT = KnownSet(julia(RABBIT), 3.1, 1.3934)
 COINS = KnownSet(coins, 1.0, 2.0)
