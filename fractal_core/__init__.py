@@ -12,6 +12,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     outcome        0   Outcome, label rule, convergence measure
     machine        0   what this machine and this code are, and its slots
     pulse          0   signs of progress
+    known          0   sets whose boundary has a known dimension
     files          0   named bytes under one folder: once, latest, atomic
     redact         0   takes secrets out of what is written
     storage        0   where fetched data and models lie
@@ -70,8 +71,12 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     adaptive       8   maps that compute only their boundary, with an audit
     history        8   labels after many training lengths, from one run per point
     published      8   the six published windows: printed, and found
+    measuring      7   pairs and seeing as processes of their own, begun from a notebook
+    calibration    9   both estimators of a dimension on known sets
+    curves         9   charts that are read with the mouse
     sight          9   the seeing of a run folder, and what a zoom must ask it
     bench          9   ratios of speed, contenders taking turns
+    findings      10   what is known of the roughness of a run
     explore       10   views of the zoom notebook: addresses, costs, places
     recipe         11   what a figure shows, in the figure: written, read, reopened
     singles       11   single runs: begun, listed, compared
