@@ -93,6 +93,7 @@ def planned(start: Start, x: str, y: str, seed: int, settings: Mapping[str, str]
     point = (planner.number(experiment.axes[0], x), planner.number(experiment.axes[1], y))
     if isinstance(experiment, TinyNetworks):
         return network.sweep_of(experiment, point, seed)
+    experiment.review(np.array([point]), seed)  # refuses what the point would replace
     return single.sweep_of(*experiment.at(np.array(point), seed))
 
 

@@ -287,7 +287,7 @@ def steering_line(devices, each, resume, stop):
 
 
 @app.cell(hide_code=True)
-def acting(attempt, control, devices, each, resume, stop, tick, view):
+def acting(attempt, control, devices, each, resume, stop, view):
     if stop.value and control:
         attempt(lambda: watching.stop(view.store))
     elif resume.value and control:

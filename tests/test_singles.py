@@ -206,3 +206,14 @@ def test_curves_are_thinned_for_the_eye(tmp_path):
     curve = singles.curves([run])
     assert len(curve) == singles.MOST_POINTS
     assert curve["step"].iloc[[0, -1]].tolist() == [0, 4999]
+
+
+def test_what_the_point_would_replace_cannot_be_set():
+    """A learning rate for all groups leaves none to be chosen for one of them."""
+    start = singles.from_preset("lr-tokens")
+    tokens = {"num_tokens": "none", "num_steps": "50"}
+    alike = replace(start, experiment=replace(start.experiment, axes=("learning_rate", "momentum")))
+    sweep = singles.planned(alike, "0.01", "0.9", 0, tokens)
+    assert sweep.experiment.learning_rate == 0.01
+    with pytest.raises(Refused, match="matrix_lr is moved by an axis"):
+        singles.planned(alike, "0.01", "0.9", 0, {"matrix_lr": "0.5"})
