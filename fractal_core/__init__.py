@@ -31,6 +31,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     base           1   the small language model that runs start from
     tuner          1   fine-tunes one model again and again from the same weights
     docvqa         1   DocVQA as conversations: made, published, counted
+    sheet          2   a printed page: sizes, one font, texts that wrap
     straddle       2   base points on a boundary, from a coarse map or along random chords
     pairs          2   flips against distance: cost, partners, dimension with interval
     store          2   a run folder: commit once, missing, image, verify
@@ -51,9 +52,13 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     network        4   one tiny network, watched
     planner        4   from choices to the recipe of a map, and its cost
     panels         4   trainability, final loss and both boundaries beside each other
+    plate          4   several maps on one page
+    proof          4   a figure as colour-blind and grey-scale readers see it
+    film           4   a smooth zoom through a chain of maps
     charts         4   flips against distance, for screen and paper
     plots          4   charts of dimensions
     worker         4   one process per slot, which trains units and commits them
+    forms          5   input fields and curves of notebooks
     agenda         5   what is done next, and what follows from a failure
     raylink        5   joins a Ray cluster, or begins one
     local          6   workers on this machine
@@ -62,16 +67,18 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     cluster        7   workers on a Ray cluster
     mirror         7   keeps Weights & Biases up to date with a run folder
     survey         7   points beside the map: pairs, floors, reruns, audits
-    explore        7   views of the zoom notebook: addresses, costs, places
     pairing        8   pairs for a run folder: dimension, floors, nulls, verdict
-    portrait       8   what a view looks like
     adaptive       8   maps that compute only their boundary, with an audit
     history        8   labels after many training lengths, from one run per point
     published      8   the six published windows: printed, and found
-    singles        8   single runs: begun, listed, compared
+    recipe         8   what a figure shows, in the figure: written, read, reopened
     sight          9   the seeing of a run folder, and what a zoom must ask it
+    press          9   figures of runs: drawn, captioned, with their recipes
     bench          9   ratios of speed, contenders taking turns
-    watching      10   what the page of a sweep shows and does
+    explore       10   views of the zoom notebook: addresses, costs, places
+    portrait      11   what a view looks like
+    singles       11   single runs: begun, listed, compared
+    watching      12   what the page of a sweep shows and does
     commands      10   the command line, one short file per group
     __main__      11   finds the command
 

@@ -28,6 +28,7 @@ MOST_POINTS = 1000
 
 LOG_BYTES, QUESTION = 4096, 200
 RATES = "lr_"
+SAMPLES = ["question", "expected", "before", "after"]
 
 
 @dataclass(frozen=True)
@@ -378,7 +379,7 @@ def answers(experiment: Any) -> bool:
 
 def sample_table(run: Single) -> pd.DataFrame:
     """Questions, expected answers, and those given before and after; long questions by their end."""
-    frame = pd.DataFrame(run.samples, columns=["question", "expected", "before", "after"])
+    frame = pd.DataFrame(run.samples, columns=SAMPLES)
     ends = [" ".join(question.split())[-QUESTION:] for question in frame["question"]]
     return frame.assign(question=ends).fillna("-")
 

@@ -41,13 +41,13 @@ def demo(
         grid: Rows and columns; left out, 128 x 128, or 16 x 16 of a language model.
         steps: Training steps of every run; left out, 1000, or 40 of a language model.
     """
-    from fractal_core import figures
+    from fractal_core import press
 
     started = time.perf_counter()
     chosen = experiments.preset(preset)
     published = chosen.x is not None
     grid = grid or ((128, 128) if published else (16, 16))
-    changes = {planner.length(chosen.experiment): steps or (1000 if published else 40)}
+    changes = {experiments.length(chosen.experiment): steps or (1000 if published else 40)}
     experiment = experiments.configure(chosen.experiment, changes)
     sweep = Sweep.over(experiment, chosen.region(published, *grid))
     warn(sweep)
@@ -56,7 +56,7 @@ def demo(
         return code
     image = store.image()
     picture = run / "map.png"
-    figures.save(figures.map_figure(image, labels=store.sweep.labels), picture)
+    press.draw("map", [store]).save(picture)
     share = float(is_trainable(image.outcome).mean())
     print(f"{share:.1%} of {image.outcome.size} runs trained")
     print(f"{time.perf_counter() - started:.0f} s in all")
@@ -133,7 +133,7 @@ def new(
         force: Allow neighbouring values that the arithmetic cannot tell apart.
     """
     changes = settings_of(settings)
-    given = {planner.length(experiments.preset(preset).experiment): steps, "dtype": dtype}
+    given = {experiments.length(experiments.preset(preset).experiment): steps, "dtype": dtype}
     changes |= {name: value for name, value in given.items() if value is not None}
     sweep = planner.recipe(
         preset,
