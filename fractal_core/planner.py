@@ -94,6 +94,9 @@ def chosen(
         Refused: The sentence says what cannot be, and what can.
     """
     base = configured(preset)
+    for name in ("rows", "columns", "seed"):
+        if plane[name] is None:
+            raise Refused(f"{name}: write a whole number")
     return recipe(
         preset,
         axes=None if axes == base.axes else axes,

@@ -4,7 +4,7 @@ import collections
 import html
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import psutil
 
 from fractal_core import control, experiments, explore, machine, planner, sight, singles
 from fractal_core.agenda import fingerprint
+from fractal_core.errors import Refused
 from fractal_core.explore import View
 from fractal_core.store import Store
 from fractal_core.sweep import Sweep
@@ -56,7 +57,7 @@ def resume(store: Store, options: Sequence[str] = ()) -> None:
         control.start_detached(store.path, options)
 
 
-def inside(view: View, box: Sequence[float], rows: int, cols: int) -> Sweep:
+def inside(view: View, box: Sequence[float], rows: int | None, cols: int | None) -> Sweep:
     """The recipe of a run on a dragged rectangle of its map, with a grid of its own.
 
     Raises:
@@ -67,6 +68,42 @@ def inside(view: View, box: Sequence[float], rows: int, cols: int) -> Sweep:
     if view.store is not None:
         sight.require_sight(view.store, sweep)
     return sweep
+
+
+def selected(
+    root: Path,
+    view: View,
+    box: Sequence[float],
+    point: Sequence[float],
+    grid: tuple[int | None, int | None],
+    crew: Mapping[str, Any],
+) -> tuple[Sweep | None, str]:
+    """The sweep that a rectangle of a map asks for, if it can be done, and words for either.
+
+    Args:
+        root: Where runs are.
+        view: The map.
+        box: The rectangle, or nothing.
+        point: A clicked point, or nothing.
+        grid: Rows and columns of the sweep; None for those of the map.
+        crew: The devices, and the workers on `each`.
+    """
+    if not box:
+        if point:
+            return None, lone_point(view, point[0], point[1])
+        return None, "Drag a rectangle to sweep it closer, click a point to train it alone."
+    try:
+        inner = inside(view, box, *grid)
+        places = planner.places(view.sweep, **crew)
+        return inner, cost_in_words(planner.cost(inner, places, root), places)
+    except Refused as error:
+        return None, f"cannot zoom there: {error}"
+
+
+def noted(name: str, words: str, notes: Sequence[str] = ()) -> str:
+    """A line, and notes below it, as HTML that tests find by a name."""
+    more = "".join(f"<br>note: {html.escape(note)}" for note in notes)
+    return f"<div><b data-testid='{name}'>{html.escape(words)}</b>{more}</div>"
 
 
 def label_of(name: str) -> str:

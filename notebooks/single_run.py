@@ -134,7 +134,7 @@ def asked(begun, point, run, seed, settings):
     mo.stop(run is not None)
     try:
         _changes = planner.changed(begun.experiment, settings.value)
-        plan, _words = singles.planned(begun, *point.value, seed.value, _changes), ""
+        plan, _words = singles.planned(begun, *point.value, seed.value or 0, _changes), ""
         _words = "".join(f"note: {html.escape(note)}<br>" for note in planner.notes(plan))
     except Refused as _error:
         plan, _words = None, html.escape(f"cannot be done: {_error}")
@@ -155,7 +155,7 @@ def starting_form(control, leave, plan):
 @app.cell(hide_code=True)
 def starting(attempt, begun, control, go, look, name, plan, samples, start):
     if start.value and control and plan is not None:
-        _watch = Watch(eval_every=look.value, samples=samples.value)
+        _watch = Watch(eval_every=look.value or 200, samples=samples.value or 0)
         attempt(lambda: go(singles.begin(ROOT, name.value, begun.label, plan, _watch)))
     return
 

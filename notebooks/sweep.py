@@ -6,7 +6,6 @@ __generated_with = "0.25.2"
 app = marimo.App(width="full", app_title="fractal sweep")
 
 with app.setup(hide_code=True):
-    import html
     from pathlib import Path
 
     import marimo as mo
@@ -147,8 +146,7 @@ def asked(axes, crew, plane, preset, settings, view):
         _words, _notes = watching.cost_in_words(_cost, _places), _cost.notes
     except Refused as _error:
         plan, _words, _notes = None, f"cannot be done: {_error}", ()
-    _more = "".join(f"<br>note: {html.escape(note)}" for note in _notes)
-    mo.Html(f"<div><b data-testid='cost'>{html.escape(_words)}</b>{_more}</div>")
+    mo.Html(watching.noted("cost", _words, _notes))
     return (plan,)
 
 
@@ -267,25 +265,15 @@ def closer_form(view):
 
 @app.cell(hide_code=True)
 def closer(control, crew, heat, inner_cols, inner_rows, leave, view):
-    try:
-        _places = planner.places(view.sweep, **crew.value)
-        inner, _words = (
-            None,
-            "Drag a rectangle to sweep it closer, click a point to train it alone.",
-        )
-        if heat.roi:
-            inner = watching.inside(view, heat.roi, inner_rows.value, inner_cols.value)
-            _words = watching.cost_in_words(planner.cost(inner, _places, ROOT), _places)
-        elif heat.point:
-            _words = watching.lone_point(view, *heat.point)
-    except Refused as _error:
-        inner, _words = None, f"cannot zoom there: {_error}"
+    inner, _words = watching.selected(
+        ROOT, view, heat.roi, heat.point, (inner_rows.value, inner_cols.value), crew.value
+    )
     zoom_in = mo.ui.run_button(
         label="sweep the rectangle", disabled=inner is None or not control, tooltip=leave
     )
     mo.vstack(
         [
-            mo.Html(f"<span data-testid='selection'>{html.escape(_words)}</span>"),
+            mo.Html(watching.noted("selection", _words)),
             mo.hstack([inner_rows, inner_cols, zoom_in], justify="start", align="end"),
         ]
     )
