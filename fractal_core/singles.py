@@ -256,8 +256,7 @@ def open_single(root: Path, name: str) -> Single:
     Raises:
         Refused: There is no such run, or it is a map.
     """
-    store = explore.open_view(root, name).store
-    assert store is not None
+    store = experiments.read_run(root / require_name(name))
     if not _is_single(store.path):
         raise Refused(
             f"{name} is a map; name a point of it as ?run={name}&x=VALUE&y=VALUE, or open a single "
