@@ -71,16 +71,16 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     adaptive       8   maps that compute only their boundary, with an audit
     history        8   labels after many training lengths, from one run per point
     published      8   the six published windows: printed, and found
-    recipe         8   what a figure shows, in the figure: written, read, reopened
     sight          9   the seeing of a run folder, and what a zoom must ask it
-    press          9   figures of runs: drawn, captioned, with their recipes
     bench          9   ratios of speed, contenders taking turns
     explore       10   views of the zoom notebook: addresses, costs, places
-    portrait      11   what a view looks like
+    recipe         11   what a figure shows, in the figure: written, read, reopened
     singles       11   single runs: begun, listed, compared
+    portrait      11   what a view looks like
+    press          12   figures of runs: drawn, captioned, with their recipes
     watching      12   what the page of a sweep shows and does
-    commands      10   the command line, one short file per group
-    __main__      11   finds the command
+    commands       13   the command line, one short file per group
+    __main__       14   finds the command
 
 Words: a *point* is one pair of values, a *cell* the small rectangle it stands in the middle of, a
 *unit* what is computed and committed together, a *run* training at one point, an *outcome* how it

@@ -110,3 +110,14 @@ def table(frame: pd.DataFrame, **options: Any) -> mo.ui.table:
     """A small table without what a large one needs."""
     plain = {"show_column_summaries": False, "show_data_types": False, "show_download": False}
     return mo.ui.table(frame, **plain | options)
+
+
+def runs(frame: pd.DataFrame) -> mo.ui.table:
+    """The table of `singles.table`, whose rows can be chosen."""
+    return table(
+        frame,
+        selection="multi",
+        page_size=8,
+        format_mapping={"ratio": "{:.4g}".format, "seconds": "{:.3g}".format},
+        wrapped_columns=["settings that differ"],
+    )

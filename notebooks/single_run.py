@@ -218,7 +218,7 @@ def acting(again, attempt, control, run, stop):
 def others(get_phase):
     get_phase()
     _all = singles.opened(ROOT, singles.names(ROOT))
-    compared = forms.table(singles.table(_all), selection="multi", page_size=8)
+    compared = forms.runs(singles.table(_all))
     return (compared,)
 
 
@@ -259,9 +259,10 @@ def answers(get_phase, run):
 @app.cell(hide_code=True)
 def kept(run):
     mo.stop(run is None)
-    mo.md(
-        f"**Kept** in `{run.store.path}`; the same run anywhere else:\n"
-        f"```\n{singles.line(run.store.path, run.store.sweep)}\n```"
+    _line = html.escape(singles.line(run.store.path, run.store.sweep))
+    mo.Html(
+        f"<b>Kept</b> in {html.escape(str(run.store.path))}; the same run anywhere else:"
+        f"<pre data-testid='command' style='white-space:pre-wrap'>{_line}</pre>"
     )
     return
 

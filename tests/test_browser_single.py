@@ -1,7 +1,5 @@
 """The page of single runs in a real browser."""
 
-import re
-
 import numpy as np
 import pytest
 from serving import NOTEBOOKS, disabled, opened, press, says, served
@@ -69,7 +67,9 @@ def test_a_tiny_network_is_seen_to_learn(app, browser, tmp_path):
         says(page, "state", "^complete$")
         says(page, "reason", r"^TRAINABLE: the mean of the last 20 losses, .* and so below it\.$")
         says(page, "points", "^1,000 losses")
-        page.get_by_text("fractal point runs/long --preset tanh --at 0.5 1.0").wait_for()
+        says(
+            page, "command", "^fractal point runs/long --preset tanh --at 0.5 1.0 --set steps=60000"
+        )
         store = open_run(app.root / "long")
         assert store.missing() == []
         assert (store.path / "single" / "result.json").exists()
@@ -110,7 +110,7 @@ def test_a_language_model_answers_before_and_after(app, browser, tmp_path):
         says(page, "reason", r"^(UN)?TRAINABLE: the mean of the last 4 losses, ")
         says(page, "points", "^24 losses")
         page.get_by_text("before and after").first.wait_for()
-        page.get_by_text(re.compile("fractal finetune runs/talk --set checkpoint=")).wait_for()
+        says(page, "command", "^fractal finetune runs/talk --set checkpoint=")
         curve = open_run(app.root / "talk").read(
             next(iter(open_run(app.root / "talk").units.values()))
         )

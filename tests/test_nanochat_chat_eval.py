@@ -148,6 +148,8 @@ def test_what_does_not_fit_is_wrong_and_counted(tokenizer):
     assert score.unanswered == sum(length > room for length in lengths) > 0
     fitting = [p for p, n in zip(mmlu, lengths, strict=True) if n <= room]
     assert score.passed == sum(answer_of(p) == "B" for p in fitting)
+    said = chat_eval.table({"MMLU": score}, {})
+    assert f"| {score.passed} of 8, {score.unanswered} too long |" in said
     gsm = GSM8K("main", "test", "builtin")
     assert score_of(
         gsm, engine_of(Chooser(tokenizer, "B", sequence_len=8), tokenizer), Asking()

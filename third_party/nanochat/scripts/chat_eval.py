@@ -339,9 +339,10 @@ def table(scores: dict[str, Score], figures: dict[str, Any]) -> str:
     lines = ["| Task | Accuracy | 95 % limits | Right | Guessing |", "|---" * 5 + "|"]
     for name, s in scores.items():
         low, high = s.limits
+        long = f", {s.unanswered:,} too long" if s.unanswered else ""
         lines.append(
             f"| {name} | {s.accuracy:.4f} | {low:.4f} to {high:.4f} "
-            f"| {s.passed:,} of {len(s.right):,} | {CHANCE.get(name, 0.0):.2f} |"
+            f"| {s.passed:,} of {len(s.right):,}{long} | {CHANCE.get(name, 0.0):.2f} |"
         )
     if "ChatCORE" in figures:
         low, high = figures["ChatCORE limits"]

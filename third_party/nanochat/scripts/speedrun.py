@@ -78,8 +78,8 @@ def small(base: int, tuned: int, rewarded: int, documents: int, vocabulary: int)
     shape = ("--device_batch_size=16", "--device_type=cpu")
     own = ("--data=builtin", "--device_type=cpu")
     offline = ("--core_metric_every=-1",)  # the tasks of our own are asked afterwards
-    known = (*own, f"--max_per_task={min(64, tuned)}")
-    tested = (*what_can_be_asked(), *own, f"--max_problems={min(64, tuned)}")
+    known = (*own, f"--max_per_task={min(32, tuned)}")
+    tested = (*what_can_be_asked(), *own, f"--max_problems={min(32, tuned)}")
     length = ("--max_seq_len=128", "--total_batch_size=2048", "--eval_tokens=16384")
     base_flags = (
         *("--depth=2", f"--num_iterations={base}", f"--eval_every={base}"),
