@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from serving import NOTEBOOKS, disabled, opened, press, says, served
+from serving import NOTEBOOKS, disabled, fill, opened, press, says, served
 from tuning import checkpoint
 
 from fractal_core import Axis, Region, Store, Sweep, TinyNetworks
@@ -30,13 +30,6 @@ def app(runs):
         yield server
 
 
-def set_field(page, label: str, value: object) -> None:
-    """Type into a field and leave it."""
-    field = page.get_by_label(label, exact=True).first
-    field.fill(str(value))
-    field.press("Tab")
-
-
 def begin(page, name: str) -> None:
     """Give the run a name, and begin it."""
     set_name = page.get_by_placeholder("name (or leave it out)")
@@ -58,8 +51,8 @@ def seen_until_the_end(page) -> set[int]:
 def test_a_tiny_network_is_seen_to_learn(app, browser, tmp_path):
     """Its curve grows on the page; the outcome has its reason, and the run its command line."""
     with opened(browser, tmp_path, app) as page:
-        set_field(page, "lr_input", "0.5")
-        set_field(page, "steps", 60_000)
+        fill(page, "lr_input", "0.5")
+        fill(page, "steps", 60_000)
         begin(page, "long")
         says(page, "state", "training")
         counts = seen_until_the_end(page)
@@ -104,7 +97,7 @@ def test_a_language_model_answers_before_and_after(app, browser, tmp_path):
             ("num_steps", 24),
             ("questions answered before and after", 2),
         ):
-            set_field(page, name, value)
+            fill(page, name, value)
         begin(page, "talk")
         says(page, "state", "^complete$", timeout=120_000)
         says(page, "reason", r"^(UN)?TRAINABLE: the mean of the last 4 losses, ")

@@ -6,7 +6,7 @@ import time
 import mischief
 import numpy as np
 import pytest
-from serving import NOTEBOOKS, disabled, opened, press, says, served
+from serving import NOTEBOOKS, disabled, fill, opened, press, says, served
 
 from fractal_core import Axis, Region, Store, Sweep, TinyNetworks, duty
 from fractal_core.bench.zoom import drag
@@ -40,13 +40,6 @@ def events(store: Store) -> list[dict]:
     return duty.read_events(store.path)
 
 
-def set_field(page, label: str, value: object) -> None:
-    """Type into a field and leave it."""
-    field = page.get_by_label(label, exact=True).first
-    field.fill(str(value))
-    field.press("Tab")
-
-
 def restart_kernel(page) -> None:
     """By the editor's own menu."""
     page.get_by_test_id("notebook-menu-dropdown").click()
@@ -59,11 +52,11 @@ def test_a_sweep_outlives_its_kernel(runs, browser, tmp_path):
     with served(SWEEP, runs, "edit") as server, opened(browser, tmp_path, server) as page:
         says(page, "cost", "^16,384 runs, about .* digits left to zoom")
         for label, value in (("columns", 64), ("rows", 64), ("steps", 3000)):
-            set_field(page, label, value)
-        set_field(page, "x to", "1e-4")
+            fill(page, label, value)
+        fill(page, "x to", "1e-4")
         says(page, "cost", "cannot be done: axis lr_input: the lower end .* below the upper end")
         assert disabled(page, "start the sweep")
-        set_field(page, "x to", "1e6")
+        fill(page, "x to", "1e6")
         says(page, "cost", "^4,096 runs")
         page.get_by_placeholder("name (or leave it out)").fill("mine")
         page.get_by_placeholder("name (or leave it out)").press("Tab")
@@ -91,8 +84,8 @@ def test_a_rectangle_is_swept_closer(app, browser, tmp_path):
         assert disabled(page, "sweep the rectangle")
         dragged, pixel = drag(page, 0.3, 0.35, 0.7, 0.75)
         says(page, "selection", "^2,304 runs, about .* digits left to zoom")
-        set_field(page, "columns", 24)
-        set_field(page, "rows", 16)
+        fill(page, "columns", 24)
+        fill(page, "rows", 16)
         says(page, "selection", "^384 runs")
         press(page, "sweep the rectangle")
         page.wait_for_url(lambda url: "run=parent-" in url or not url.endswith("run=parent"))
