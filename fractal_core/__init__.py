@@ -59,6 +59,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     charts         4   flips against distance, for screen and paper
     plots          4   charts of dimensions
     worker         4   one process per slot, which trains units and commits them
+    forms          5   input fields and curves of notebooks
     agenda         5   what is done next, and what follows from a failure
     raylink        5   joins a Ray cluster, or begins one
     local          6   workers on this machine
