@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fractal_core import duty
 from fractal_core.errors import Refused
@@ -102,7 +103,8 @@ def start(
     _begun.append(process)
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        if holder := duty.lock_holder(folder):
+        holder = duty.lock_holder(folder)
+        if holder and _note(folder).get("process") == holder:
             return holder
         if process.poll() is not None:
             break
@@ -116,16 +118,23 @@ def start(
 
 def last(folder: Path) -> Errand | None:
     """What was last begun in a folder, or None."""
+    note = _note(folder)
     try:
-        note = json.loads((folder / NOTE).read_bytes())
         with (folder / LOG).open("rb") as log:
             log.seek(note["from"])
             said = log.read().decode(errors="replace")
-    except (OSError, ValueError, KeyError):
+    except (OSError, KeyError):
         return None
     process = duty.lock_holder(folder)
     asked = (folder / "state" / "STOP").exists()
     return Errand(tuple(note["command"]), process, note["code"], said, asked)
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / NOTE).read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 def ask_to_stop(folder: Path) -> bool:
@@ -155,7 +164,12 @@ def perform(folder: Path, command: Sequence[str]) -> int:
     files = Files(folder)
     with duty.lock(folder):
         (folder / "state" / "STOP").unlink(missing_ok=True)
-        note = {"command": list(command), "from": (folder / LOG).stat().st_size, "code": None}
+        note = {
+            "command": list(command),
+            "process": os.getpid(),
+            "from": (folder / LOG).stat().st_size,
+            "code": None,
+        }
         files.put_latest(NOTE, json.dumps(note).encode())
         sys.argv = list(command)
         try:

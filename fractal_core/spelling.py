@@ -22,7 +22,7 @@ OWN_TEXTS, OWN_TOKENS = 300, 1024
 MOST_CHARACTERS = 4000
 """Of a text on the page."""
 
-EXAMPLE = "The lighthouse keeper's daughter counted 1,234 gulls.\n빛나는 바다 — x² + y² = z²"
+EXAMPLE = "The lighthouse keeper's daughter counted 1,234 gulls.\nZürich, naïve café — x² + y² = z²"
 GOLDEN_ANGLE = 137.508
 """Degrees between the hues of two ids that follow each other, so that neighbours never look alike."""
 

@@ -110,7 +110,9 @@ def progress(folder: Path, size: str) -> list[Status]:
     found = []
     for stage in plan(size):
         state = "not begun"
-        if stage.name in done:
+        if errand and errand.command == _alone(folder, size, stage.name):
+            state = errand.state
+        elif stage.name in done:
             state = "done"
         elif errand and f"--- {stage.name}" in begun:
             state = errand.state
@@ -215,9 +217,7 @@ def start(folder: Path, size: str, stage: str = "") -> int:
     command = ["scripts.speedrun", f"--size={size}", f"--base_dir={folder}"]
     if cards := len(machine.gpus()):
         command.append(f"--gpus={cards}")
-    if stage:
-        command = ["fractal_core.stages", str(folder), f"--size={size}", stage]
-    return errands.start(folder, command)
+    return errands.start(folder, _alone(folder, size, stage) if stage else command)
 
 
 def again(folder: Path, size: str, stage: str) -> None:
@@ -237,6 +237,11 @@ def again(folder: Path, size: str, stage: str) -> None:
         record = speedrun.Record(folder)
         record.done.pop(stage, None)
         speedrun.perform([named[stage]], record, max(1, len(machine.gpus())))
+
+
+def _alone(folder: Path, size: str, stage: str) -> tuple[str, ...]:
+    """The command for one stage."""
+    return ("fractal_core.stages", str(folder), f"--size={size}", stage)
 
 
 def _done(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ nanochat this is an adapter: it imports it only where it is asked for.
 
 import collections
 import itertools
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
 
 HELD = 2
 """Models in memory at a time: one, and another beside it."""
+
+SHOWN_EVERY = 0.05
+"""Seconds between two looks at the second answer while it grows."""
 
 LEAST_ROOM = 16
 """Tokens that an answer can have, however long the question is."""
@@ -165,7 +167,7 @@ def samples(data: str, count: int = 8) -> list[Sample]:
         shown = " ".join(question.split())
         chosen.append(
             Sample(
-                f"{len(chosen) + 1}. {shown[:100]}",
+                f"Q{len(chosen) + 1}: {shown[:100]}",
                 question,
                 document.removeprefix("Document:\n"),
                 turn,
@@ -302,8 +304,14 @@ class Talk:
 
     def _answered(self, messages: Sequence[Any]) -> Iterator[str]:
         spoken = [(m.role, m.content if isinstance(m.content, str) else "") for m in messages]
-        asked = [self.meant(text) for role, text in spoken if role == "user"]
-        own = [text for role, text in spoken if role == "assistant"]
+        typed = [text for role, text in spoken if role == "user"]
+        asked = [self.meant(text) for text in typed]
+        follows = [*spoken[1:], ("", "")]  # an answer that was stopped may be missing
+        own = [
+            said if who == "assistant" else ""
+            for (role, _), (who, said) in zip(spoken, follows, strict=True)
+            if role == "user"
+        ]
         for source in self.sources if not self.fetches else ():
             if source.startswith(ELSEWHERE):
                 raise Refused("open with --allow-control to fetch a checkpoint")
@@ -312,15 +320,19 @@ class Talk:
         del self._beside[len(asked) - 1 :]
         sides = zip(voices, (own, self._beside), strict=False)
         parts = [borne(answer(one, _turns(asked, said), manner)) for one, said in sides]
-        heard = ""
-        for piece, other in itertools.zip_longest(parts[0], *parts[1:2] or [()], fillvalue=""):
-            if other:
+        heard, told = "", 0.0
+        try:
+            for piece, other in itertools.zip_longest(parts[0], *parts[1:2] or [()], fillvalue=""):
                 heard += other
-                self._tell(asked, heard)
-            if piece:
-                yield piece
-        if len(voices) > 1:
-            self._beside.append(heard)
+                if other and time.monotonic() > told + SHOWN_EVERY:
+                    self._tell(typed, heard)
+                    told = time.monotonic()
+                if piece:
+                    yield piece
+        finally:
+            if len(voices) > 1:
+                self._tell(typed, heard)
+                self._beside.append(heard)
         if expected:
             yield note(f"the data set's answer: {expected}")
 
@@ -333,13 +345,10 @@ class Talk:
         text = text.strip()
         return next((s.expected for s in self.samples if s.label == text), "")
 
-    def _tell(self, asked: Sequence[str], heard: str) -> None:
-        answers = [*self._beside, heard]
-        said = [" ".join(re.split(r"\s+", text)) for text in asked[-len(answers) :]]
+    def _tell(self, typed: Sequence[str], heard: str) -> None:
         turns = []
-        for question, text in zip(said, answers, strict=True):
-            short = question if len(question) <= 120 else f"… {question[-120:]}"
-            turns += [{"role": "user", "text": short}]
+        for question, text in zip(typed, [*self._beside, heard], strict=False):
+            turns += [{"role": "user", "text": question}]
             turns += [{"role": "assistant", "text": text.replace(NOTE, "\n(").replace(")*", ")")}]
         self.show(turns)
 

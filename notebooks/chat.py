@@ -21,8 +21,8 @@ def title():
     mo.md("""
     # What does the model say?
     Any checkpoint answers here, alone or beside another: what it was trained from, for example.
-    A question from the list behind **+** is asked with its document. What was said lives in this
-    tab only: a reload, or another choice of model, begins anew.
+    Type **/** for questions of a data set; each is asked with its document, shown below. What was
+    said lives in this tab only: a reload, or another choice of model, begins anew.
     """)
     return
 
@@ -117,19 +117,27 @@ def beside_it(asked, checkpoints, pick, typed):
     _others |= {label: other for label, other in checkpoints.items() if other != source}
     _wanted = asked.get("beside") if asked.get("checkpoint") == source else _earlier
     _first = next((label for label, other in _others.items() if other == _wanted), "nothing")
-    beside = mo.ui.dropdown(_others, value=_first, label="**beside it**", searchable=True)
+    beside = mo.ui.dropdown(_others, value=_first, label="**beside**", searchable=True)
     mo.hstack([pick, typed, beside], justify="start", align="end", widths=[0, 1, 0])
     return beside, source
 
 
 @app.cell(hide_code=True)
 def sampling(source):
-    temperature = mo.ui.slider(0, 2, 0.05, value=0.8, label="temperature", show_value=True)
-    top_k = mo.ui.slider(0, 200, 1, value=50, label="top-k, 0 is all", show_value=True)
-    length = mo.ui.slider(16, 1024, 16, value=128, label="tokens at most", show_value=True)
-    seconds = mo.ui.slider(5, 300, 5, value=60, label="seconds at most", show_value=True)
+    temperature = mo.ui.slider(
+        0, 2, 0.05, value=0.8, label="temperature", show_value=True, full_width=True
+    )
+    top_k = mo.ui.slider(
+        0, 200, 1, value=50, label="top-k, 0 is all", show_value=True, full_width=True
+    )
+    length = mo.ui.slider(
+        16, 1024, 16, value=128, label="tokens at most", show_value=True, full_width=True
+    )
+    seconds = mo.ui.slider(
+        5, 300, 5, value=60, label="seconds at most", show_value=True, full_width=True
+    )
     seed = mo.ui.number(0, 2**31 - 1, value=0, label="seed")
-    data = mo.ui.text(value=talk.data_of(source), label="questions from")
+    data = mo.ui.text(value=talk.data_of(source), label="questions from", full_width=True)
     mo.sidebar(
         [
             mo.md("### Answers"),
@@ -187,8 +195,8 @@ def conversation(beside, control, held, remember, samples, source):
     chat = mo.ui.chat(
         _talk, prompts=[sample.label for sample in samples], max_height=480, disabled=not source
     )
-    _left = mo.vstack([mo.md(f"`{source}`" if source else "no model yet"), chat])
-    _right = mo.vstack([mo.md(f"`{beside.value}`"), mo.ui.anywidget(panel)])
+    _left = mo.vstack([mo.plain_text(source or "no model yet"), chat])
+    _right = mo.vstack([mo.plain_text(beside.value), mo.ui.anywidget(panel)])
     mo.hstack([_left, _right], widths="equal", gap=1.5) if beside.value else _left
     return (chat,)
 

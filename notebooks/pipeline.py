@@ -129,7 +129,9 @@ def actions(control, folder, get_news, one, size, tick):
             mo.hstack(
                 [
                     mo.Html(f"<b data-testid='state'>{_state}</b>"),
-                    mo.md(f"`python -m scripts.speedrun --size={size.value} --base_dir={folder}`"),
+                    mo.plain_text(
+                        f"python -m scripts.speedrun --size={size.value} --base_dir={folder}"
+                    ),
                 ],
                 justify="start",
             ),
@@ -210,7 +212,13 @@ def packing(known):
     mo.hstack(
         [
             mo.ui.altair_chart(spelling.packing(known), chart_selection=False),
-            mo.ui.table(spelling.specials(known), selection=None, show_download=False),
+            mo.ui.table(
+                spelling.specials(known),
+                selection=None,
+                show_download=False,
+                show_search=False,
+                show_data_types=False,
+            ),
         ],
         widths=[3, 2],
     ) if known else None
@@ -219,21 +227,41 @@ def packing(known):
 
 @app.cell(hide_code=True)
 def wish():
-    depth = mo.ui.slider(2, 48, 2, value=20, label="depth", show_value=True)
-    aspect = mo.ui.slider(32, 128, 16, value=64, label="channels for each layer", show_value=True)
+    depth = mo.ui.slider(2, 48, 2, value=20, label="depth", show_value=True, full_width=True)
+    aspect = mo.ui.slider(
+        32, 128, 16, value=64, label="channels for each layer", show_value=True, full_width=True
+    )
     vocabulary = mo.ui.slider(
-        steps=[2**i for i in range(9, 18)], value=2**16, label="vocabulary", show_value=True
+        steps=[2**i for i in range(9, 18)],
+        value=2**16,
+        label="vocabulary",
+        show_value=True,
+        full_width=True,
     )
     length = mo.ui.slider(
-        steps=[2**i for i in range(7, 14)], value=2048, label="positions", show_value=True
+        steps=[2**i for i in range(7, 14)],
+        value=2048,
+        label="positions",
+        show_value=True,
+        full_width=True,
     )
     rows = mo.ui.slider(
-        steps=[2**i for i in range(8)], value=8, label="texts at a time", show_value=True
+        steps=[2**i for i in range(8)],
+        value=8,
+        label="texts at a time",
+        show_value=True,
+        full_width=True,
     )
     dtype = mo.ui.dropdown(list(sizes.PEAK), value="bfloat16", label="precision")
-    gpus = mo.ui.slider(steps=[2**i for i in range(9)], value=8, label="GPUs", show_value=True)
-    share = mo.ui.slider(0.05, 0.8, 0.05, value=0.4, label="utilisation", show_value=True)
-    ratio = mo.ui.slider(1, 200, 1, value=20, label="tokens a parameter", show_value=True)
+    gpus = mo.ui.slider(
+        steps=[2**i for i in range(9)], value=8, label="GPUs", show_value=True, full_width=True
+    )
+    share = mo.ui.slider(
+        0.05, 0.8, 0.05, value=0.4, label="utilisation", show_value=True, full_width=True
+    )
+    ratio = mo.ui.slider(
+        1, 200, 1, value=20, label="tokens a parameter", show_value=True, full_width=True
+    )
     card = mo.ui.dropdown(
         {f"{gib} GiB": gib for gib in (16, 24, 40, 48, 80, 141)}, value="80 GiB", label="card"
     )

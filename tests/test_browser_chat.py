@@ -41,7 +41,7 @@ LENGTHS = """
 
 def talkative(folder: Path) -> str:
     """A checkpoint that never ends an answer by itself, and takes a while for it."""
-    checkpoint(folder, sequence_len=1024, n_layer=4, n_embd=128)
+    checkpoint(folder, sequence_len=1024, n_layer=4, n_embd=64)
     weights, _, meta = load_checkpoint(folder, 0)
     special = load_tokenizer(folder, 0).encode_special
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_a_sample_question_is_asked_with_its_document(app, tab):
     with tab(app, f"?checkpoint={TUNED}&beside=") as page:
         page.get_by_role("button", name=sample.label).click()
         line = sample.document.splitlines()[1]
-        page.get_by_text(line).first.wait_for()
+        page.get_by_role("region", name=sample.label).get_by_text(line).wait_for()
         ask(page, sample.label)
         page.get_by_text(f"the data set's answer: {sample.expected}").wait_for()
         assert page.get_by_test_id("transcript").count() == 0

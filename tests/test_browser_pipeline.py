@@ -47,7 +47,7 @@ def test_the_stages_of_a_folder_are_watched_and_one_is_run(app, browser, tmp_pat
         says(page, "stage-mid", "not begun")
         page.locator("marimo-vega canvas, marimo-vega svg").first.wait_for()
         page.get_by_role("button", name="Report card").click()
-        page.get_by_text("kinds_acc: 0.5").wait_for()
+        page.get_by_role("region", name="Report card").get_by_text("kinds_acc: 0.5").wait_for()
         assert disabled(page, "stop")
         page.get_by_label("or one stage again:").select_option("texts")
         press(page, "this one")
@@ -55,8 +55,8 @@ def test_the_stages_of_a_folder_are_watched_and_one_is_run(app, browser, tmp_pat
         says(page, "state", "done", timeout=90_000)
         says(page, "stage-texts", "done")
         page.get_by_role("button", name="What it says").click()
-        says(page, "log", "--- texts")
-    assert list((app.root / "lm").glob("base_data*/*.parquet"))
+        page.get_by_role("region", name="What it says").get_by_text("--- texts").wait_for()
+    assert list((app.root / "lm").glob("base_data/*.parquet"))
 
 
 def test_the_calculators_answer_at_once(app, browser, tmp_path):

@@ -48,7 +48,7 @@ def test_tokens_are_shown_with_their_ids(tmp_path, monkeypatch):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
     checkpoint(tmp_path / "runs" / "lm" / "tokenizer")
     found = spelling.found(tmp_path / "runs")
-    assert list(found)[0] == "of lm"
+    assert next(iter(found)) == "of lm"
     assert list(found.values())[-1] == spelling.OWN
     assert not (tmp_path / "base").exists()
     for folder in found.values():

@@ -104,7 +104,7 @@ def test_tokens_seconds_and_the_context_end_an_answer(base):
 def test_a_sample_is_asked_with_its_document_and_its_answer_is_told(root, base):
     """The page shows the question alone; what is told about an answer no model reads."""
     samples = talk.samples("builtin", 3)
-    assert [sample.label[:2] for sample in samples] == ["1.", "2.", "3."]
+    assert [sample.label[:2] for sample in samples] == ["Q1", "Q2", "Q3"]
     assert samples[0].document
     assert samples[0].document in samples[0].turn
     shown = []
@@ -114,9 +114,9 @@ def test_a_sample_is_asked_with_its_document_and_its_answer_is_told(root, base):
     text = "".join(both([says(samples[1].label)]))
     assert text.endswith(talk.note(f"the data set's answer: {samples[1].expected}"))
     assert [turn["role"] for turn in shown[-1]] == ["user", "assistant"]
-    assert len(shown) > 3
+    assert len(shown) >= 2
     list(both([says(samples[1].label), says(text, "assistant"), says("And then?")]))
-    assert [turn["text"] for turn in shown[-1][2::2]] == ["And then?"]
+    assert [turn["text"] for turn in shown[-1][::2]] == [samples[1].label, "And then?"]
     list(both([says("Anew?")]))
     assert len(shown[-1]) == 2
 
