@@ -39,6 +39,15 @@ MEASURES = {
 }
 """What is drawn of what the stages measure, and what it is called."""
 
+HUES = dict(
+    zip(
+        dict.fromkeys(MEASURES.values()),
+        ("#2474bd", "#e07b39", "#e07b39", "#2474bd", "#e07b39"),
+        strict=True,
+    )
+)
+"""Blue while it learns, orange on what it does not learn from."""
+
 ORDER = ("base", "mid", "sft", "rl")
 
 MOST_POINTS = 400
@@ -172,14 +181,15 @@ def charts(frame: pd.DataFrame) -> list[alt.Chart]:
     found = []
     for stage, own in frame.groupby("stage", sort=False):
         thin = pd.concat([_thinned(part) for _, part in own.groupby("measure", sort=False)])
-        names = list(dict.fromkeys(thin.measure))
+        names = [name for name in HUES if name in set(thin.measure)]
+        hues = alt.Scale(domain=names, range=[HUES[name] for name in names])
         found.append(
             alt.Chart(thin, title=str(stage))
             .mark_line(point=len(thin) < 40)
             .encode(
                 x=alt.X("step:Q", title="step"),
                 y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
-                color=alt.Color("measure:N", title=None, sort=names).legend(orient="top"),
+                color=alt.Color("measure:N", title=None, scale=hues).legend(orient="top"),
                 tooltip=["measure", "step", "value"],
             )
             .properties(height=180, width="container")

@@ -62,7 +62,7 @@ def settings(get_folder):
             mo.md("### Stages"),
             where,
             size,
-            mo.md("*smoke: ten steps of each stage, to see that all of it works, about a minute. "
+            mo.md("*smoke: ten steps of each stage, to see that all of it works, in a few minutes. "
                   "tiny: a small model on two cores in some ten minutes. d20: nanochat's own run, "
                   "for a machine with GPUs and a network.*"),
         ],
@@ -134,6 +134,7 @@ def actions(control, folder, get_news, one, size, tick):
                     ),
                 ],
                 justify="start",
+                align="center",
             ),
         ]
     )
