@@ -34,6 +34,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     docvqa         1   DocVQA as conversations: made, published, counted
     spelling       1   how a tokenizer spells a text, in colours
     sizes          1   what a language model of some shape holds, costs and needs
+    sheet          2   a printed page: sizes, one font, texts that wrap
     straddle       2   base points on a boundary, from a coarse map or along random chords
     pairs          2   flips against distance: cost, partners, dimension with interval
     store          2   a run folder: commit once, missing, image, verify
@@ -51,7 +52,12 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     outlook        3   where to go next, and how long the rest takes
     heatmap        3   the map on a canvas in a notebook
     warm           3   a process that forks runs within milliseconds
+    network        4   one tiny network, watched
+    planner        4   from choices to the recipe of a map, and its cost
     panels         4   trainability, final loss and both boundaries beside each other
+    plate          4   several maps on one page
+    proof          4   a figure as colour-blind and grey-scale readers see it
+    film           4   a smooth zoom through a chain of maps
     charts         4   flips against distance, for screen and paper
     plots          4   charts of dimensions
     errands        4   long commands in the background of a folder
@@ -66,16 +72,20 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     cluster        7   workers on a Ray cluster
     mirror         7   keeps Weights & Biases up to date with a run folder
     survey         7   points beside the map: pairs, floors, reruns, audits
-    explore        7   views of the zoom notebook: addresses, costs, places
     pairing        8   pairs for a run folder: dimension, floors, nulls, verdict
-    portrait       8   what a view looks like
     adaptive       8   maps that compute only their boundary, with an audit
     history        8   labels after many training lengths, from one run per point
     published      8   the six published windows: printed, and found
     sight          9   the seeing of a run folder, and what a zoom must ask it
     bench          9   ratios of speed, contenders taking turns
-    commands      10   the command line, one short file per group
-    __main__      11   finds the command
+    explore       10   views of the zoom notebook: addresses, costs, places
+    recipe         11   what a figure shows, in the figure: written, read, reopened
+    singles       11   single runs: begun, listed, compared
+    portrait      11   what a view looks like
+    press          12   figures of runs: drawn, captioned, with their recipes
+    watching      12   what the page of a sweep shows and does
+    commands       13   the command line, one short file per group
+    __main__       14   finds the command
 
 Words: a *point* is one pair of values, a *cell* the small rectangle it stands in the middle of, a
 *unit* what is computed and committed together, a *run* training at one point, an *outcome* how it

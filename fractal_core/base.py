@@ -85,6 +85,7 @@ def make(base: Base) -> tuple[Path, float]:
                     num_iterations=base.steps,
                     eval_every=base.steps,
                     eval_tokens=16 * tokens,
+                    core_metric_every=-1,
                     sample_every=-1,
                     model_tag="d2",
                 )

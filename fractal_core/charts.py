@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
 from fractal_core.errors import Refused
-from fractal_core.figures import INCH, NORMAL, SMALL, STYLE, WIDTHS
+from fractal_core.figures import WIDTHS
 from fractal_core.pairs import PairsDimension
 from fractal_core.plane import Axis
+from fractal_core.sheet import INCH, NORMAL, SMALL, STYLE
 from fractal_core.ticks import ticks
 
 BLUE, ORANGE, PALE, GREY = "#12468c", "#b45309", "#cfe8fb", "#8c8c8c"

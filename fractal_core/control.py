@@ -20,7 +20,9 @@ from fractal_core.errors import Refused
 from fractal_core.store import Store
 
 
-def start_detached(path: Path, options: Sequence[str] = (), patience: float = 60.0) -> int:
+def start_detached(
+    path: Path, options: Sequence[str] = (), patience: float = 60.0, command: str = "run"
+) -> int:
     """Have a process of its own session work on a folder; returns its id.
 
     It outlives the terminal, the notebook kernel and the browser. Its output goes to
@@ -29,8 +31,9 @@ def start_detached(path: Path, options: Sequence[str] = (), patience: float = 60
 
     Args:
         path: The run folder.
-        options: Of `fractal run`.
+        options: Of the command.
         patience: Seconds to wait for it to begin.
+        command: Which it is to run; one that takes the lock of the folder.
 
     Raises:
         Refused: It ended at once without having worked; the sentence carries its last line.
@@ -39,7 +42,7 @@ def start_detached(path: Path, options: Sequence[str] = (), patience: float = 60
         return holder
     log = path / "state" / "log.txt"
     said = log.stat().st_size if log.exists() else 0
-    pid = warm.start(path, options)
+    pid = warm.start(path, options, command)
     born = _birth(pid)
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
@@ -78,6 +81,27 @@ def _ended(pid: int) -> bool:
         return True
 
 
+def ask_to_stop(path: Path) -> bool:
+    """Ask the processes that work on a folder to end, and do not wait; True if there were any.
+
+    Asked once they finish what they have in hand, asked again they end at once.
+
+    Raises:
+        Refused: One of them is on another machine.
+    """
+    found = holders(path)
+    _require_here(path, found)
+    for holder in found.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(holder, signal.SIGTERM)
+    return bool(found)
+
+
+def _require_here(path: Path, found: dict[str, int]) -> None:
+    if not all(found.values()):
+        raise Refused(f"{path} is being run elsewhere; stop it on the machine that runs it")
+
+
 def stop(path: Path, patience: float = 20.0) -> bool:
     """End the processes that work on a folder; True if there were any.
 
@@ -89,9 +113,7 @@ def stop(path: Path, patience: float = 20.0) -> bool:
         Refused: One of them is on another machine.
     """
     found = holders(path)
-    for holder in found.values():
-        if not holder:
-            raise Refused(f"{path} is being run elsewhere; stop it on the machine that runs it")
+    _require_here(path, found)
     for how, wait in (
         (signal.SIGTERM, patience),
         (signal.SIGTERM, 5.0),

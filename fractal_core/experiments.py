@@ -126,6 +126,11 @@ def preset(name: str) -> Preset:
     return chosen
 
 
+def length(experiment: Any) -> str:
+    """What an experiment calls the steps of a run."""
+    return "steps" if "steps" in {f.name for f in fields(experiment)} else "num_steps"
+
+
 def configure(experiment: Any, settings: dict[str, Any]) -> Any:
     """`experiment` with some settings replaced, all at once; values may be text.
 

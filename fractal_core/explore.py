@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from fractal_core import control, experiments
+from fractal_core import control, experiments, machine, sight
 from fractal_core.errors import Refused
 from fractal_core.files import Files
+from fractal_core.finetune import FineTune
 from fractal_core.plane import Region
 from fractal_core.store import Store, read_recipe
 from fractal_core.sweep import MIN_ULPS, Sweep
@@ -59,11 +60,13 @@ def open_view(root: Path, name: str) -> View:
     """The view of an existing run.
 
     Raises:
-        Refused: There is no such run, or it cannot be read.
+        Refused: There is no such run, it cannot be read, or it is a single run and no map.
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise Refused(f"{name!r} is not the name of a run; choose one of those in {root}")
     store = experiments.read_run(root / name)
+    if store.sweep.grid.shape == (1, 1):
+        raise Refused(f"{name} is a single run and has no map; choose another one")
     parent = _parent_of(root, name)
     return View(store.sweep, root / name, store, root / parent if parent else None)
 
@@ -103,17 +106,21 @@ def preset_view(
     published: bool = False,
     x: tuple[float, float] | None = None,
     y: tuple[float, float] | None = None,
-    grid: int = 128,
+    grid: int | None = None,
     steps: int | None = None,
     dtype: str | None = None,
 ) -> View:
     """The view of a preset: its overview, its published window, or any other rectangle.
 
+    Left out, a grid has 128 points a side, or 16 of a language model.
+
     Raises:
-        Refused: There is no such preset, or the rectangle cannot be drawn.
+        Refused: There is no such preset, the rectangle cannot be drawn, or the weights or data
+            that the preset starts from are not there.
     """
     chosen = experiments.preset(preset)
-    given = {"steps": steps, "dtype": dtype}
+    grid = grid or (128 if preset in experiments.PRESETS else 16)
+    given = {experiments.length(chosen.experiment): steps, "dtype": dtype}
     experiment = experiments.configure(
         chosen.experiment, {name: value for name, value in given.items() if value is not None}
     )
@@ -172,27 +179,41 @@ def address(view: View, preset: str = "") -> dict[str, str]:
         "x": f"{region.x.low!r},{region.x.high!r}",
         "y": f"{region.y.low!r},{region.y.high!r}",
         "grid": str(region.x.points),
-        "steps": str(getattr(view.sweep.experiment, "steps", "")),
+        "steps": str(_steps(view)),
         "dtype": getattr(view.sweep.experiment, "dtype", ""),
     }
 
 
+def _steps(view: View) -> int:
+    return getattr(view.sweep.experiment, experiments.length(view.sweep.experiment))
+
+
+def is_language_model(view: View) -> bool:
+    """Whether its runs fine-tune a language model: seconds each, and kept with their losses."""
+    return isinstance(view.sweep.experiment, FineTune)
+
+
 def chosen(view: View) -> dict[str, Any]:
-    """The settings of a view as the choices of a person: preset, window, grid, steps, dtype."""
+    """The settings of a view as the choices of a person: preset, window, grid, steps, dtype.
+
+    With settings of its own it has the first preset of its kind that moves the same axes.
+    """
     experiment: Any = view.sweep.experiment
     region = view.sweep.region
-    named = [
-        name
-        for name, preset in experiments.PRESETS.items()
-        if replace(preset.experiment, steps=experiment.steps, dtype=experiment.dtype) == experiment
-    ]
-    preset = named[0] if named else "tanh"
-    published = experiments.PRESETS[preset].region(True, region.y.points, region.x.points)
+    kept = {experiments.length(experiment): _steps(view), "dtype": experiment.dtype}
+    kind = experiments.TUNING if is_language_model(view) else experiments.PRESETS
+    known = {name: experiments.preset(name).experiment for name in kind}
+    named = [name for name, each in known.items() if replace(each, **kept) == experiment]
+    named += [name for name, each in known.items() if each.axes == experiment.axes]
+    preset = next(iter([*named, *kind]))
+    published = kind[preset].dimension is not None and region == kind[preset].region(
+        True, region.y.points, region.x.points
+    )
     return {
         "preset": preset,
-        "window": "published" if region == published else "overview",
+        "window": "published" if published else "overview",
         "grid": region.x.points,
-        "steps": experiment.steps,
+        "steps": _steps(view),
         "dtype": experiment.dtype,
     }
 
@@ -201,10 +222,13 @@ def zoomed(root: Path, view: View, box: Sequence[float], grid: int | None = None
     """The view of a dragged rectangle `[x0, x1, y0, y1]` of another view.
 
     Raises:
-        Refused: Neighbouring values would be too close for the arithmetic.
+        Refused: Neighbouring values would be too close for the arithmetic; by the seeing of this
+            view most of the zoom would be rounding; or weights or data are not there.
     """
     sweep = view.sweep.zoom(view.sweep.region.drag(box, grid, grid))
     sweep.require_resolution()
+    if view.store is not None:
+        sight.require_sight(view.store, sweep)
     label = view.name.rpartition("-")[0] or view.name
     return view_of(root, sweep, label, parent=view.path if view.store else None)
 
@@ -241,12 +265,12 @@ class Cost:
 
     Args:
         runs: Training runs still to do.
-        seconds: Estimated time on this machine.
+        seconds: Estimated time on this machine; None if nothing like it was trained yet.
         digits: Decimal digits by which one can zoom in further before rounding shows.
     """
 
     runs: int
-    seconds: float
+    seconds: float | None
     digits: float
 
     @property
@@ -264,6 +288,8 @@ class Cost:
         left = f"{self.digits:.1f} digits left to zoom"
         if not self.runs:
             return f"computed already; {left}"
+        if self.seconds is None:
+            return f"{self.runs:,} runs of unknown length, as none is trained yet; {left}"
         return f"{self.runs:,} runs, about {duration(self.seconds)} on this machine; {left}"
 
 
@@ -273,24 +299,40 @@ def cost(view: View, like: View | None = None) -> Cost:
     Args:
         view: The view.
         like: A view whose measured time per run is taken, like that of the parent; if none has
-            any, a few runs are trained to see.
+            any, a few runs are trained to see, unless they are runs of a language model.
     """
     rows, cols = view.sweep.grid.shape
     missing = rows * cols
     if view.store is not None:
         missing = sum(unit.size for unit in view.store.missing())
     digits = float(np.log10(max(view.sweep.ulps / MIN_ULPS, 1)))
-    return Cost(missing, missing * _seconds_per_run(view, like) if missing else 0.0, digits)
+    each = _seconds_per_run(view, like) if missing else 0.0
+    return Cost(missing, None if each is None else missing * each, digits)
 
 
-def _seconds_per_run(view: View, like: View | None) -> float:
+def _seconds_per_run(view: View, like: View | None) -> float | None:
+    """As long as known runs took, shared among those that train at the same time."""
     stores = [known.store for known in (view, like) if known is not None]
     if view.parent is not None and (parent := opened(view.parent.parent, view.parent.name)):
         stores.append(parent.store)
     for store in filter(None, stores):
         seconds = store.image().seconds.compressed()
         if len(seconds):
-            return float(seconds.mean())
+            return float(seconds.mean()) / _at_once(view)
+    return None if is_language_model(view) else _probed(view)
+
+
+def _at_once(view: View) -> int:
+    """Runs that train at the same time; a time per run of networks that train together has that."""
+    experiment = view.sweep.experiment
+    try:
+        return len(machine.slots(experiment.devices, serial=experiment.serial))
+    except Refused:  # another kind of machine trains them; nobody here knows how many at a time
+        return 1
+
+
+def _probed(view: View) -> float:
+    """Seconds per run of some tiny networks, trained for a few steps."""
     rows, cols = view.sweep.grid.shape
     spread = np.linspace(0, rows * cols - 1, 64).astype(np.int64)
     points = view.sweep.grid.points(spread // cols, spread % cols)

@@ -20,12 +20,24 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, Patch, Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.textpath import TextPath
-from matplotlib.transforms import Affine2D
 
 from fractal_core.errors import Refused
 from fractal_core.files import Files
 from fractal_core.plane import Grid, Region
+from fractal_core.sheet import (
+    GAP,
+    LARGE,
+    LINE,
+    MARGIN,
+    NORMAL,
+    POINT,
+    SMALL,
+    STYLE,
+    TICK,
+    Sheet,
+    text_width,
+    wrap,
+)
 from fractal_core.store import Image
 from fractal_core.ticks import ticks
 
@@ -33,26 +45,13 @@ QUANTITIES = ("measure", "outcome", "final_loss", "steps")
 RANKED = colormaps["cividis"]
 BLUES = ["#08224f", "#12468c", "#2474bd", "#5aa5dd", "#9bcdf0", "#cfe8fb"]
 FORMATS = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+RECIPES = {".png": "Comment", ".pdf": "Keywords", ".svg": "Description"}
+"""The field of a file of each format that carries the recipe of what it shows."""
+
 PALE = 0.25
 MISSING = "#b0b0b0"
 WIDTHS = 70, 400
-SMALL, NORMAL, LARGE = 6.5, 7.0, 8.0
-POINT, INCH = 25.4 / 72, 25.4
-LINE, ASCENT = 1.28 * POINT, 0.95 * POINT
-MARGIN, GAP, TICK, BAR, SWATCH, RING = 1.5, 0.6, 1.0, 2.2, 2.0, 5.0
-CLOSE, TINY, DOTS = 5.5, 0.015, 300
-
-# Text is outlines in SVG, since without this font labels would collide; a PDF carries the font
-# itself as TrueType, which journals ask for.
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "text.parse_math": False,
-    "axes.linewidth": 0.6,
-    "figure.dpi": DOTS,
-    "pdf.fonttype": 42,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "fractal_core",
-}
+RING, CLOSE, TINY = 5.0, 5.5, 0.015
 
 
 class Palette(NamedTuple):
@@ -197,7 +196,8 @@ def map_figure(
                 else ("fewer steps", "more")
             )
             page.bar(np.linspace(0, 1, 512), RANKED, (ends[0], "", "", ends[1]))
-        page.legend(_swatches(image, palette, quantity))
+        missing = missing_swatch(np.ma.getmaskarray(image.outcome))
+        page.legend(outcome_swatches(palette, quantity) + missing)
         axes = page.map_axes(image.grid)
         # "none" is what leaves the picture at native pixels in a PDF; "nearest" resamples it.
         extent = (0, colours.shape[1], 0, colours.shape[0])
@@ -208,29 +208,53 @@ def map_figure(
         return page.finish(max(colours.shape[:2]))
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, PDF or SVG, by the suffix of `path`: whole or not at all.
+def render(figure: Figure, suffix: str, recipe: str = "") -> bytes:
+    """The bytes of a figure as PNG, PDF or SVG, which hold no date: the same figure, the same file.
 
-    The bytes hold no date, so the same figure is the same file. A PNG has 300 dots per inch, or a
-    multiple of that for a map whose cells would be smaller than a dot and so be lost.
+    A PNG has 300 dots per inch, or a multiple of that for a map whose cells would be smaller than
+    a dot and so be lost.
+
+    Args:
+        figure: What to render.
+        suffix: `.png`, `.pdf` or `.svg`.
+        recipe: What it shows, for programs; it is kept in the file.
+
+    Raises:
+        Refused: The suffix is none of the three.
+    """
+    kind = suffix.lower()
+    if kind not in FORMATS:
+        raise Refused(f"{suffix!r} is none of {', '.join(FORMATS)}; choose one of these suffixes")
+    buffer = io.BytesIO()
+    with style.context(["default", STYLE]):
+        told = {RECIPES[kind]: recipe} if recipe else {}
+        figure.savefig(buffer, format=kind[1:], metadata=FORMATS[kind] | told)
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path, recipe: str = "") -> None:
+    """Write a figure as PNG, PDF or SVG, by the suffix of `path`: whole or not at all.
 
     Raises:
         Refused: The suffix is none of the three, or the file cannot be written.
     """
-    kind = path.suffix.lower()
-    if kind not in FORMATS:
-        raise Refused(f"{path} ends in none of {', '.join(FORMATS)}; choose one of these suffixes")
-    buffer = io.BytesIO()
-    with style.context(["default", STYLE]):
-        figure.savefig(buffer, format=kind[1:], metadata=FORMATS[kind])
+    write(path, render(figure, path.suffix, recipe))
+
+
+def write(path: Path, data: bytes) -> None:
+    """Put a finished file in its place in one step, and make the folder if need be.
+
+    Raises:
+        Refused: It cannot be written.
+    """
     try:
-        Files(path.parent).put_latest(path.name, buffer.getvalue())
+        Files(path.parent).put_latest(path.name, data)
     except OSError as error:
         raise Refused(f"cannot write {path}: {error.strerror}; choose another folder") from None
 
 
-class Page:
-    """A figure filled from top to bottom in millimetres, whose height is what was needed.
+class Page(Sheet):
+    """A sheet for maps of one region: room for the ticks and names of its axes.
 
     Args:
         width: Of the page; `across` maps of this region stand beside each other.
@@ -246,7 +270,6 @@ class Page:
         across: int = 1,
         most: float = math.inf,
     ):
-        self.figure, self.width, self.top = Figure(), width, MARGIN
         about = min(8, max(5, round(width / across / 15)))
         self.marks = marks = ticks(region.x, about), ticks(region.y, about)
         room = min((width - 18) / across - 3 * (across > 1), most)
@@ -255,62 +278,11 @@ class Page:
             for name, mark in zip(names or (region.x.name, region.y.name), marks, strict=True)
         ]
         widest = max(text_width(text, SMALL) for text in marks[1].labels)
-        self.left = MARGIN + len(self.labels[1]) * LINE * NORMAL + GAP + widest + GAP + TICK
+        left = MARGIN + len(self.labels[1]) * LINE * NORMAL + GAP + widest + GAP + TICK
         first, last = (text_width(marks[0].labels[end], SMALL) / 2 for end in (0, -1))
         self.between = first + last + 2 * GAP
-        free = width - self.left - max(MARGIN, last + GAP) - (across - 1) * self.between
-        self.side = min(free / across, most)
-        self.flip = Affine2D().scale(1 / INCH, -1 / INCH)
-        self.mm = self.flip + self.figure.dpi_scale_trans
-        self.placed: list[tuple[Axes, float, float, float]] = []
-
-    def paragraph(self, text: str, size: float, left: float) -> None:
-        """Wrapped text; nothing if it is empty."""
-        for line in wrap(text, self.width - MARGIN - left, size):
-            self.text(left, line, size)
-            self.top += LINE * size
-        self.top += GAP if text else 0
-
-    def text(self, x: float, text: str, size: float, align: str = "left") -> None:
-        baseline = self.top + ASCENT * size
-        self.figure.text(x, baseline, text, size=size, ha=align, va="baseline", transform=self.mm)
-
-    def add_axes(self, height: float) -> Axes:
-        axes = self.figure.add_axes((0, 0, 1, 1), label=f"{len(self.placed)}")
-        self.placed.append((axes, self.left, self.top, height))
-        self.top += height
-        return axes
-
-    def bar(
-        self, walk: Float64[np.ndarray, " n"], colours: Colormap, texts: tuple[str, str, str, str]
-    ) -> None:
-        """A colour bar, with a text at each end and one on each side of its middle."""
-        right, middle = self.left + self.side, self.left + self.side / 2
-        self.text(self.left, texts[0], SMALL)
-        self.text(middle - 2 * GAP, texts[1], SMALL, "right")
-        self.text(middle + 2 * GAP, texts[2], SMALL)
-        self.text(right, texts[3], SMALL, "right")
-        self.top += LINE * SMALL
-        axes = self.add_axes(BAR)
-        shown = colours(walk, bytes=True)[None, :, :3]
-        axes.imshow(shown, aspect="auto", interpolation="none", extent=(-1, 1, 0, 1))
-        if texts[1]:
-            axes.axvline(0, color="white", linewidth=0.8)
-        axes.set(xticks=[], yticks=[])
-        self.top += 2 * GAP
-
-    def legend(self, swatches: list[tuple[str, str]]) -> None:
-        """Squares of colour with a text each, in as many rows as they need."""
-        x = self.left
-        for colour, text in swatches:
-            length = SWATCH + 1.5 * GAP + text_width(text, SMALL)
-            if x > self.left and x + length > self.left + self.side:
-                x, self.top = self.left, self.top + LINE * SMALL + GAP
-            square = Rectangle((x, self.top + 0.3), SWATCH, SWATCH, lw=0.3, ec="black", fc=colour)
-            self.figure.add_artist(square).set_transform(self.mm)
-            self.text(x + length - text_width(text, SMALL), text, SMALL)
-            x += length + 2.5
-        self.top += LINE * SMALL + GAP if swatches else 0
+        free = width - left - max(MARGIN, last + GAP) - (across - 1) * self.between
+        super().__init__(width, left, min(free / across, most))
 
     def map_axes(self, grid: Grid, outer: tuple[bool, bool] = (True, True)) -> Axes:
         """Empty axes for the map, in units of cells, with ticks; x and y are labelled if `outer`."""
@@ -332,17 +304,6 @@ class Page:
             self.top += LINE * SMALL + GAP + len(self.labels[0]) * LINE * NORMAL + GAP
         return axes
 
-    def finish(self, finest: int) -> Figure:
-        """The figure, now that its height is known, with a dot for each of `finest` cells."""
-        height = self.top + MARGIN - GAP
-        self.figure.set_size_inches(self.width / INCH, height / INCH)
-        self.figure.set_dpi(DOTS * math.ceil(max(1, finest * INCH / self.side / DOTS)))
-        self.flip.translate(0, height / INCH)
-        for axes, left, top, high in self.placed:
-            low, wide = (height - top - high) / height, self.side / self.width
-            axes.set_position((left / self.width, low, wide, high / height))
-        return self.figure
-
 
 def _sparse(at: Float64[np.ndarray, " n"], texts: Sequence[str], across: bool) -> list[str]:
     """The texts at places in millimetres, empty where they would touch the one before.
@@ -358,13 +319,10 @@ def _sparse(at: Float64[np.ndarray, " n"], texts: Sequence[str], across: bool) -
     return kept
 
 
-def _swatches(image: Image, palette: str, quantity: str) -> list[tuple[str, str]]:
-    """Colours and texts of the legend; missing cells are named only where there are some."""
-    named: list[tuple[str, str]] = []
-    if quantity == "outcome":
-        texts = ("trainable", "untrainable", "diverged")
-        named += zip(PALETTES[palette].outcomes, texts, strict=True)
-    return named + missing_swatch(np.ma.getmaskarray(image.outcome))
+def outcome_swatches(palette: str, quantity: str) -> list[tuple[str, str]]:
+    """Colours and names of the three outcomes, where they are what is drawn."""
+    texts = ("trainable", "untrainable", "diverged") if quantity == "outcome" else ()
+    return list(zip(PALETTES[palette].outcomes, texts, strict=False))
 
 
 def missing_swatch(missing: Bool[np.ndarray, "rows cols"]) -> list[tuple[str, str]]:
@@ -413,22 +371,3 @@ def _locate(axes: Axes, box: Float64[np.ndarray, "2 2"], side: float) -> None:
         under = withStroke(linewidth=2.5 * shape.get_linewidth(), foreground="black")
         shape.set(fill=False, edgecolor="white", clip_on=tiny, path_effects=[under])
         axes.add_patch(shape)
-
-
-def wrap(text: str, width: float, size: float) -> list[str]:
-    """Lines of a text no wider than `width`, broken at spaces; its own line breaks are kept."""
-    lines = []
-    for paragraph in text.splitlines():
-        lines.append("")
-        for word in paragraph.split():
-            longer = f"{lines[-1]} {word}".lstrip()
-            fits = not lines[-1] or text_width(longer, size) <= width
-            lines[-1:] = [longer] if fits else [lines[-1], word]
-    return lines
-
-
-def text_width(text: str, size: float) -> float:
-    """Printed width of a text in millimetres, in the font of the style in force."""
-    # A dollar sign would start mathematics in an outline, though it does not in the figure.
-    outline = TextPath((0, 0), text.replace("$", "S"), size=size)
-    return float(outline.vertices[:, 0].max()) * POINT

@@ -23,6 +23,11 @@ def cpu_threads() -> int:
     return os.cpu_count() or 1
 
 
+def device() -> str:
+    """Kind of device that this process was given to train on; `FRACTAL_DEVICE` tells a worker."""
+    return os.environ.get("FRACTAL_DEVICE", "cpu")
+
+
 def cpu_name() -> str:
     """The processor's own name where the system tells it, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -107,6 +112,7 @@ class Slot:
         kind, _, number = self.device.partition(":")
         visible = _visible()[int(number)] if kind == "cuda" else ""
         return {
+            "FRACTAL_DEVICE": kind,
             "FRACTAL_THREADS": threads,
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,

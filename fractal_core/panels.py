@@ -18,20 +18,10 @@ from matplotlib.figure import Figure
 
 from fractal_core import figures
 from fractal_core.errors import Refused
-from fractal_core.figures import (
-    BLUES,
-    GAP,
-    LARGE,
-    LINE,
-    MARGIN,
-    MISSING,
-    PALETTES,
-    POINT,
-    SMALL,
-    Page,
-)
+from fractal_core.figures import BLUES, MISSING, PALETTES, Page
 from fractal_core.outcome import is_stable, is_trainable
 from fractal_core.plane import Axis
+from fractal_core.sheet import BAR, GAP, LARGE, LINE, MARGIN, POINT, SMALL, STYLE, text_width, wrap
 from fractal_core.store import Image
 from fractal_core.ticks import MINUS, power_of_ten, ticks
 
@@ -116,7 +106,7 @@ def panels_figure(
     across = 2 if panels == 4 else 3 if width_mm >= ROW else 1
     down = panels // across
     most = (PAGE - HEAD * (down + 1)) / down
-    with style.context(["default", figures.STYLE]):
+    with style.context(["default", STYLE]):
         page = Page(float(width_mm), image.grid.region, labels, across, most)
         page.paragraph(title or "", LARGE, page.left)
         page.top += GAP if title else 0
@@ -265,18 +255,18 @@ def _draw(axes: Axes, panel: Panel, side: float) -> None:
 
 
 def _bar(page: Page, bar: Bar) -> None:
-    for line in figures.wrap(bar.name, page.side, SMALL):
+    for line in wrap(bar.name, page.side, SMALL):
         page.text(page.left, line, SMALL)
         page.top += LINE * SMALL
     taken: list[tuple[float, float]] = []
     for place, text in bar.texts:
-        wide = figures.text_width(text, SMALL)
+        wide = text_width(text, SMALL)
         at = min(max(place * page.side - wide / 2, 0), page.side - wide)
         if all(at > end + 2 * GAP or at + wide + 2 * GAP < begin for begin, end in taken):
             taken.append((at, at + wide))
             page.text(page.left + at, text, SMALL)
     page.top += LINE * SMALL
-    axes = page.add_axes(figures.BAR)
+    axes = page.add_axes(BAR)
     axes.imshow(bar.colours, aspect="auto", interpolation="none", extent=(0, 1, 0, 1))
     axes.set(xticks=[], yticks=[])
     page.top += 2 * GAP

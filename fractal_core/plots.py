@@ -17,8 +17,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from fractal_core.boundary import boundary_cells
 from fractal_core.dimension import Dimension
-from fractal_core.figures import DOTS, INCH, LARGE, MISSING, NORMAL, PALETTES, SMALL, STYLE
+from fractal_core.figures import MISSING, PALETTES
 from fractal_core.roughness import Roughness
+from fractal_core.sheet import DOTS, INCH, LARGE, NORMAL, SMALL, STYLE
 from fractal_core.ticks import MINUS
 
 WIDTH, HEIGHT = 183, 82

@@ -1,15 +1,17 @@
 """What a view looks like: its picture while it fills in, its widget, the loss curves of a point."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from fractal_core import control, figures
-from fractal_core.explore import View, children, duration, opened
+from fractal_core.errors import Refused
+from fractal_core.explore import View, children, duration, is_language_model, opened
 from fractal_core.heatmap import Heatmap, heatmap
 from fractal_core.outcome import Outcome
-from fractal_core.store import ARRAYS, Image, Store
+from fractal_core.store import ARRAYS, Image
 from fractal_core.sweep import LEVELS
 
 CURVE_STEPS = 250
@@ -73,7 +75,7 @@ def keep_painted(
         else:
             progress = control.progress(view.store)
             live, seen = progress.process is not None, progress.done
-            state = _status(progress, view.store)
+            state = _status(progress, view)
         if painted[0] != seen:
             painted[0] = seen
             image = compose(view, parent)
@@ -90,51 +92,102 @@ def keep_painted(
     refresh()
 
 
-def _status(progress: control.Progress, store: Store) -> str:
+def _status(progress: control.Progress, view: View) -> str:
     share = f"{progress.done:,} of {progress.points:,} runs"
     if progress.done == progress.points:
         return f"complete: {share}"
     if progress.process is None:
-        return f"stopped: {share}"
-    seconds = store.image().seconds.compressed()
-    left = (progress.points - progress.done) * float(np.mean(seconds)) if len(seconds) else 0.0
-    if not len(seconds):
-        return f"running: {share} (the first use of a network compiles it for some seconds)"
-    return f"running: {share}, about {duration(left)} left"
+        failed = f", {progress.failed:,} failed" if progress.failed else ""
+        return f"stopped: {share}{failed}"
+    left = progress.seconds_remaining
+    if progress.done and left is not None:
+        return f"running: {share}, about {duration(left)} left"
+    if progress.done:
+        return f"running: {share}"
+    first = "the model is loaded first" if is_language_model(view) else "it is compiled first"
+    return f"running: {share} ({first}, which takes some seconds)"
+
+
+COMPASS = {
+    (0, 0): "here", (1, 0): "north", (1, 1): "north-east", (0, 1): "east",
+    (-1, 1): "south-east", (-1, 0): "south", (-1, -1): "south-west", (0, -1): "west",
+    (1, -1): "north-west",
+}  # fmt: skip
 
 
 def curves(view: View, x: float, y: float) -> pd.DataFrame:
-    """Loss curves of the point whose cell holds (x, y), trained again, and of its eight neighbours.
+    """Loss curves of the point whose cell holds (x, y) and of its eight neighbours.
+
+    Tiny networks are trained again, which gives the losses of the sweep's own runs, to the bit.
+    Runs of a language model are kept with their losses: those that are there are read.
 
     Returns:
         Columns `run` ("here", or a compass direction), `outcome`, `step` and `loss`, thinned to at
-        most 250 steps. Losses are those of the sweep's own runs, to the bit.
+        most 250 steps. Without the point itself there are no rows.
     """
-    sweep = view.sweep
-    row, col = sweep.grid.cell(x, y)
-    compass = {
-        (0, 0): "here", (1, 0): "north", (1, 1): "north-east", (0, 1): "east",
-        (-1, 1): "south-east", (-1, 0): "south", (-1, -1): "south-west", (0, -1): "west",
-        (1, -1): "north-west",
-    }  # fmt: skip
-    rows, cols = sweep.grid.shape
+    row, col = view.sweep.grid.cell(x, y)
+    rows, cols = view.sweep.grid.shape
     cells = {
         (row + up, col + right): name
-        for (up, right), name in compass.items()
+        for (up, right), name in COMPASS.items()
         if 0 <= row + up < rows and 0 <= col + right < cols
     }
-    index = np.array(list(cells), dtype=np.int64)
-    total = getattr(sweep.experiment, "steps", CURVE_STEPS)
-    steps = np.unique(np.linspace(0, total - 1, min(total, CURVE_STEPS)).astype(np.int64))
+    found = _kept(view, list(cells)) if is_language_model(view) else _trained(view, list(cells))
+    if (row, col) not in found:
+        return _frame("here", Outcome.TRAINABLE, np.empty((0, 2)))
+    frames = [_frame(cells[cell], *each) for cell, each in found.items()]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _frame(name: str, outcome: int, losses: np.ndarray) -> pd.DataFrame:
+    """The curve of one run, from pairs of step and loss."""
+    return pd.DataFrame(
+        {
+            "run": [name] * len(losses),
+            "outcome": [Outcome(outcome).name] * len(losses),
+            "step": losses[:, 0].astype(np.int64),
+            "loss": np.where(np.isfinite(losses[:, 1]), losses[:, 1], np.nan),
+        }
+    )
+
+
+Cell = tuple[int, int]
+
+
+def _thinned(total: int) -> np.ndarray:
+    return np.unique(np.linspace(0, total - 1, min(total, CURVE_STEPS)).astype(np.int64))
+
+
+def _trained(view: View, cells: list[Cell]) -> dict[Cell, tuple[int, np.ndarray]]:
+    """Outcomes and losses of tiny networks, trained again."""
+    index, sweep = np.array(cells, dtype=np.int64), view.sweep
+    steps = _thinned(getattr(sweep.experiment, "steps", CURVE_STEPS))
     outcomes = sweep.experiment.run(
         sweep.grid.points(index[:, 0], index[:, 1]), seed=sweep.seed, record=steps.tolist()
     )
-    losses = outcomes.extras["losses"]
-    return pd.DataFrame(
-        {
-            "run": np.repeat(list(cells.values()), len(steps)),
-            "outcome": np.repeat([Outcome(o).name for o in outcomes.outcome], len(steps)),
-            "step": np.tile(steps, len(cells)),
-            "loss": np.where(np.isfinite(losses), losses, np.nan).ravel(),
-        }
-    )
+    each = zip(outcomes.outcome.tolist(), outcomes.extras["losses"], strict=True)
+    return {
+        cell: (outcome, np.stack([steps, losses], axis=1))
+        for cell, (outcome, losses) in zip(cells, each, strict=True)
+    }
+
+
+def _kept(view: View, cells: list[Cell]) -> dict[Cell, tuple[int, np.ndarray]]:
+    """Outcomes and losses of runs that are kept with their curves; a missing one is left out."""
+    if view.store is None:
+        return {}
+    missing = {unit.key for unit in view.store.missing()}
+    found = {}
+    for unit in view.store.units.values():
+        places = list(zip(*(index.tolist() for index in unit.cells()), strict=True))
+        if unit.key in missing or not set(places) & set(cells):
+            continue
+        with contextlib.suppress(Refused):  # a damaged file is a missing one
+            arrays = view.store.read(unit)
+            for place, outcome, curve in zip(
+                places, arrays["outcome"].tolist(), arrays["curve"], strict=True
+            ):
+                if place in cells:
+                    steps = _thinned(len(curve))
+                    found[place] = outcome, np.stack([steps, curve[steps]], axis=1)
+    return found

@@ -121,7 +121,7 @@ class _Single:
         seconds = time.perf_counter() - started
         outcomes = self.experiment.judge(np.array(curve, np.float32), planned, seconds)
         blown = outcomes.outcome[0] == Outcome.DIVERGED
-        result = _in_words(outcomes, planned) | {
+        result = in_words(outcomes, planned) | {
             "tokens": sum(self.tuner.tokens(self.settings)[: len(curve)]),
             "validation": {"before": first, "after": None if blown else self._validation()},
         }
@@ -228,8 +228,8 @@ def plain(content: Any) -> str:
     return "".join(part["text"] for part in content)
 
 
-def _in_words(outcomes: Outcomes, planned: int) -> dict[str, Any]:
-    """The outcome of one run; what is not finite is None."""
+def in_words(outcomes: Outcomes, planned: int) -> dict[str, Any]:
+    """The outcome of one run of `planned` steps; what is not finite is None."""
 
     def number(value: np.float64) -> float | None:
         return float(value) if np.isfinite(value) else None

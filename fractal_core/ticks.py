@@ -84,3 +84,18 @@ def _texts(values: list[Decimal], exponent: int, even: bool) -> tuple[list[str],
 def power_of_ten(exponent: int) -> str:
     """10 to an exponent, as 10⁻³."""
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def digits_of(low: float, high: float) -> int:
+    """Significant digits in which two ends differ by hundreds, 4 to 17."""
+    apart = max(abs(low), abs(high)) / (high - low)
+    return min(17, 3 + math.ceil(math.log10(max(apart, 2))))
+
+
+def number(value: float, digits: int | None = None) -> str:
+    """A number as it is printed, with so many digits or with the fewest that are exact."""
+    text = repr(float(value)) if digits is None else f"{value:#.{digits}g}".rstrip(".")
+    mantissa, _, power = text.partition("e")
+    text = mantissa if digits else mantissa.removesuffix(".0")
+    text = f"{text} × {power_of_ten(int(power))}" if power else text
+    return text.replace("-", MINUS)

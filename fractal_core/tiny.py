@@ -15,7 +15,7 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from typing import Literal, get_args
@@ -23,8 +23,9 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float64
 
+from fractal_core import machine
 from fractal_core.errors import Refused, require_known
-from fractal_core.kernels.contract import CONTRACT, Problem
+from fractal_core.kernels.contract import CONTRACT, Curves, Problem
 from fractal_core.outcome import WINDOW, Outcomes
 
 Activation = Literal["tanh", "relu", "identity"]
@@ -39,6 +40,7 @@ AXES = {
     "drift": "drift of the input weights per step",
 }
 EXITS = {"nonfinite": np.inf, "1e12": 1e12}
+GPU_BLOCK = 256
 MAX_WIDTH = 32
 MAX_ROWS = 2**20
 MAX_STEPS = 10**7
@@ -147,8 +149,8 @@ class TinyNetworks:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Kinds of device that it trains on."""
-        return ("cpu",)
+        """Kinds of device that it trains on, to the same bits."""
+        return ("cuda", "cpu")
 
     @property
     def serial(self) -> bool:
@@ -156,8 +158,9 @@ class TinyNetworks:
         return False
 
     @property
-    def block(self) -> None:
-        """Units are as large as the map suggests."""
+    def block(self) -> int | None:
+        """Units that fill a GPU many times over where there is one, or else follow from the map."""
+        return GPU_BLOCK if machine.gpus() else None
 
     def label(self, axis: str) -> str:
         """The words for an axis in a figure."""
@@ -210,14 +213,17 @@ class TinyNetworks:
         seed: int,
         record: Sequence[int] = (),
     ) -> Outcomes:
-        """Train one network per point; see `sweep.Experiment.run`."""
-        from fractal_core.kernels import cpu
-
+        """Train one network per point, on the device of this process; see `sweep.Experiment.run`."""
         if record and not 0 <= min(record) <= max(record) < self.steps:
             raise Refused(f"only the losses of steps 0 to {self.steps - 1} can be recorded")
         started = time.perf_counter()
-        curves = cpu.train(self.problem(seed), self.hyperparameters(points), record=record)
+        train = _kernel(machine.device())
+        curves = train(self.problem(seed), self.hyperparameters(points), record=record)
         each = (time.perf_counter() - started) / max(len(points), 1)
+        return self.judge(curves, each)
+
+    def judge(self, curves: Curves, each: float) -> Outcomes:
+        """What runs came to, given what a kernel kept of them and the seconds that each took."""
         return Outcomes.judge(
             planned=self.steps,
             steps=curves.steps,
@@ -226,8 +232,8 @@ class TinyNetworks:
             tail_v=curves.tail_v,
             sum_v=curves.sum_v,
             sum_inverse_v=curves.sum_inverse_v,
-            seconds=np.full(len(points), each),
-            extras={"losses": curves.losses} if len(record) else {},
+            seconds=np.full(len(curves.steps), each),
+            extras={"losses": curves.losses} if curves.losses.size else {},
         )
 
     def hyperparameters(self, points: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 4"]:
@@ -240,6 +246,17 @@ class TinyNetworks:
             for name in ("lr_input", "lr_output") if axis == "lr" else (axis,):
                 columns[name] = values
         return np.stack(list(columns.values()), axis=1)
+
+
+def _kernel(device: str) -> Callable[..., Curves]:
+    """What trains on a kind of device; imported here, because it is large."""
+    if device == "cuda":
+        from fractal_core.kernels import cuda
+
+        return cuda.train
+    from fractal_core.kernels import cpu
+
+    return cpu.train
 
 
 @functools.cache

@@ -56,27 +56,28 @@ def address() -> Path:
     return folder / f"{name}.socket"
 
 
-def start(path: Path, options: Sequence[str] = ()) -> int:
-    """Begin `fractal run` on a folder, with options, in a session of its own; returns its id.
+def start(path: Path, options: Sequence[str] = (), command: str = "run") -> int:
+    """Begin a command on a run folder, with options, in a session of its own; returns its id.
 
     A warm process does it if there is one. If not, it is begun cold, and a warm process is left
     for the next.
     """
     (path / "state").mkdir(exist_ok=True)
-    pid = ask(path, options)
+    pid = ask(path, options, command)
     if pid is None:
         _spawn(["-m", "fractal_core.warm"], Path(os.devnull))
-        pid = _spawn(["-m", "fractal_core", "run", str(path), *options], path / "state" / "log.txt")
+        words = ["-m", "fractal_core", command, str(path), *options]
+        pid = _spawn(words, path / "state" / "log.txt")
     return pid
 
 
-def ask(path: Path, options: Sequence[str] = ()) -> int | None:
-    """Have the warm process fork a run of `path`; None if there is no warm process."""
+def ask(path: Path, options: Sequence[str] = (), command: str = "run") -> int | None:
+    """Have the warm process fork a command on `path`; None if there is no warm process."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(10.0)
             client.connect(str(address()))
-            request = {"run": str(path.resolve()), "options": list(options)}
+            request = {"command": command, "run": str(path.resolve()), "options": list(options)}
             client.sendall(json.dumps(request).encode() + b"\n")
             return json.loads(client.makefile().readline())["pid"]
     except (OSError, ValueError, KeyError):
@@ -134,7 +135,7 @@ def _answer(
     connection.settimeout(5.0)
     try:
         request = json.loads(connection.makefile().readline())
-        path, options = Path(request["run"]), list(request["options"])
+        command, path, options = request["command"], Path(request["run"]), request["options"]
     except (OSError, ValueError, KeyError):
         return
     pid = os.fork()
@@ -149,7 +150,7 @@ def _answer(
             log = os.open(path / "state" / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            code = work(["run", str(path), *options])
+            code = work([command, str(path), *options])
         except BaseException:  # noqa: BLE001 - a fork must end here, or it would serve as well
             traceback.print_exc()
         finally:

@@ -12,6 +12,7 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from fractal_core import PRESETS, Outcome, Refused, explore, figures, portrait
+    from fractal_core.experiments import TUNING
 
     ROOT = Path("runs")
 
@@ -20,7 +21,7 @@ with app.setup(hide_code=True):
 def title():
     mo.md("""
     # Where does training stop working?
-    Every cell is one network, trained at the two hyperparameters of its place: blue ones learned,
+    Every cell is one training run, at the two hyperparameters of its place: blue ones learned,
     orange ones did not, dark is near the border. **Drag** a rectangle to zoom, **click** a point
     for its loss curve, **Escape** clears.
     """)
@@ -78,12 +79,13 @@ def refused(get_trouble):
 @app.cell(hide_code=True)
 def settings(view):
     _now = explore.chosen(view)
-    _grids = {str(n): n for n in sorted({64, 128, 256, 512, _now["grid"]})}
-    preset = mo.ui.dropdown(list(PRESETS), value=_now["preset"], label="condition")
+    _grids = {str(n): n for n in sorted({16, 32, 64, 128, 256, 512, _now["grid"]})}
+    preset = mo.ui.dropdown([*PRESETS, *TUNING], value=_now["preset"], label="condition")
     window = mo.ui.dropdown(["overview", "published"], value=_now["window"], label="window")
     grid = mo.ui.dropdown(_grids, value=str(_now["grid"]), label="grid")
-    steps = mo.ui.number(21, 100_000, value=_now["steps"], label="steps")
-    dtype = mo.ui.dropdown(["float64", "float32"], value=_now["dtype"], label="precision")
+    steps = mo.ui.number(min(21, _now["steps"]), 10**6, value=_now["steps"], label="steps")
+    _kinds = ["float64", "float32", "bfloat16", "float16"]
+    dtype = mo.ui.dropdown(_kinds, value=_now["dtype"], label="precision")
     choose = mo.ui.run_button(label="show")
     return choose, dtype, grid, preset, steps, window
 
@@ -225,8 +227,9 @@ def acting(attempt, cancel, control, go, inner, start, view, zoom_in):
 
 @app.cell(hide_code=True)
 def loss_curves(heat, view):
-    mo.stop(not heat.point, mo.md("*Click a point of the map to train it again and see its loss.*"))
+    mo.stop(not heat.point, mo.md("*Click a point of the map to see its loss.*"))
     _frame = portrait.curves(view, *heat.point)
+    mo.stop(_frame.empty, mo.md("*That point is not trained yet.*"))
     _labels, _colours = [o.name for o in Outcome], list(figures.PALETTES["split"].outcomes)
     _chart = (
         alt.Chart(_frame)

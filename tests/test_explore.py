@@ -24,12 +24,14 @@ from fractal_core import (
     control,
     explore,
     portrait,
+    sight,
     warm,
 )
 from fractal_core.engine import run_here
 from fractal_core.explore import View, address, from_address, open_view, zoomed
 from fractal_core.figures import paint
 from fractal_core.store import Image
+from fractal_core.sweep import canonical
 
 SMALL = TinyNetworks(samples=8, steps=40)
 REGION = Region(Axis("lr_input", 1e-3, 1e6, 24), Axis("lr_output", 1e-3, 1e6, 16))
@@ -163,6 +165,28 @@ def test_a_zoom_past_the_arithmetic_is_refused(root):
     whole = open_view(root, "whole")
     with pytest.raises(Refused, match="last place"):
         zoomed(root, whole, [1.0, 1.0 + 20 * np.spacing(1.0), 1.0, 2.0])
+
+
+def test_a_zoom_into_what_was_seen_to_be_rounding_is_refused(root):
+    """As on the command line; before anybody looked, nothing is."""
+    whole = open_view(root, "whole")
+    box = [1.0, 1.0 + 2e5 * np.spacing(1.0), 1.0, 1.0 + 2e5 * np.spacing(1.0)]
+    assert zoomed(root, whole, box).store is None
+    seen = {"flips": 60, "pairs": 100}
+    told = {"rerun": seen | {"flips": 0}, "ulp": seen, "dtype": None, "neighbours": seen}
+    rest = {"pitch": 1e13, "values": (24, 16), "cells": (24, 16), "boundary": True}
+    text = canonical({"sweep": whole.sweep.id, **told, **rest})
+    whole.store.files.put_latest(sight.KEPT, text.encode())
+    with pytest.raises(Refused, match="one unit in the last place flips 60 of 100"):
+        zoomed(root, whole, box)
+
+
+def test_a_single_run_is_no_map(root):
+    """It lies beside the maps, and is told apart."""
+    region = Region(*(Axis(name, 1.0, 1.0, 1, "linear", integer=True) for name in SMALL.axes))
+    Store.create(root / "alone", Sweep.over(SMALL, region))
+    with pytest.raises(Refused, match="alone is a single run"):
+        open_view(root, "alone")
 
 
 def test_curves_are_those_of_the_sweep(root):

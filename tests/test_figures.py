@@ -18,7 +18,7 @@ from matplotlib.patches import Ellipse, Rectangle
 from page import assert_clear, texts_of
 from PIL import Image as Picture
 
-from fractal_core import figures
+from fractal_core import sheet
 from fractal_core.errors import Refused
 from fractal_core.figures import MISSING, PALETTES, equalise, map_figure, paint, save
 from fractal_core.plane import Axis, Grid, Region
@@ -368,7 +368,7 @@ def test_every_cell_fills_its_place_in_a_square(tmp_path):
 
 def test_a_pdf_holds_the_map_at_one_pixel_a_cell(tmp_path, monkeypatch):
     """The bytes of the painted cells lie in the file as they are, beside a TrueType font."""
-    monkeypatch.setitem(figures.STYLE, "pdf.compression", 0)
+    monkeypatch.setitem(sheet.STYLE, "pdf.compression", 0)
     image = picture_of(WIDE)
     save(map_figure(image), tmp_path / "map.pdf")
     data = (tmp_path / "map.pdf").read_bytes()

@@ -243,7 +243,6 @@ def test_out_of_memory_says_which_flag_to_lower(monkeypatch):
     [
         ({"total_batch_size": 33}, "no multiple of the 16 tokens"),
         ({"num_iterations": -1, "target_param_data_ratio": 0}, "give --num_iterations"),
-        ({"core_metric_every": 2000}, "CORE"),
         ({"resume_from_step": 4}, "no step 4"),
         ({"device_type": "abacus"}, "unknown device"),
         ({"model_dim": 30, "head_dim": 16}, "heads of 16"),

@@ -83,6 +83,37 @@ def test_the_last_shard_is_for_validation(base):
         dataset.split_files("test")
 
 
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), "is damaged"),
+        (lambda path: path.write_bytes(b""), "is damaged"),
+        (lambda path: pq.write_table(pa.table({"words": ["a"]}), path), "no column `text`"),
+    ],
+)
+def test_a_damaged_shard_is_named_before_anything_is_read(base, tokenizer, spoil, sentence):
+    """With what to do about it, by every reader of its split; the other split can be read."""
+    tokenizer.save(base / "tokenizer")
+    paths = dataset.write_shards([f"text {i}" for i in range(9)], 3, base / "base_data", 2)
+    spoil(paths[1])
+    loader = tokenizing_distributed_data_loader(1, 4, "train", device="cpu")
+    for read in (lambda: list(dataset.parquets_iter_batched("train")), lambda: next(loader)):
+        with pytest.raises(Refused, match=f"{paths[1]} .*{sentence}.* remove it") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    assert list(dataset.parquets_iter_batched("val")) == [["text 6", "text 7"], ["text 8"]]
+
+
+def test_damage_inside_a_shard_is_named_where_it_is_met(base):
+    """The footer is whole, so it is found by reading."""
+    path = dataset.write_shards([f"text {i}" * 99 for i in range(90)], 3, base / "base_data", 30)[0]
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + bytes(200) + data[204:])
+    with pytest.raises(Refused, match=f"{path} is damaged"):
+        list(dataset.parquets_iter_batched("train"))
+
+
 def test_the_built_in_corpus_becomes_shards(base, capsys):
     """One command writes it; shards that are there are not touched."""
     dataset.main(config_from(dataset.Config, ["--builtin=40"]))

@@ -84,6 +84,22 @@ def test_an_evaluation_goes_before_what_training_said(base):
     assert "| val_bpb | 0.9000 | - | - | - |" in text
 
 
+def test_figures_of_our_own_questions_are_named_as_such(base):
+    """Beside those of the published ones, and never in their place; the loss has a column too."""
+    get_report().log("Base model evaluation", [report.marked({"CORE": 0.9}, "builtin")])
+    get_report().log("Base model loss", [{"train_bpb": 0.8, "val_bpb": 0.7}])
+    get_report().log("Chat evaluation base", [{"MMLU": 0.3}])
+    get_report().log("Chat evaluation mid", [report.marked({"MMLU": 0.25}, "")])
+    get_report().log("Chat evaluation sft", [report.marked({"MMLU": 0.5}, "builtin")])
+    text = get_report().generate().read_text()
+    assert [line for line in text.splitlines() if line.startswith("| ")][1:] == [
+        "| CORE (builtin) | 0.9000 | - | - | - |",
+        "| MMLU | 0.3000 | 0.2500 | - | - |",
+        "| MMLU (builtin) | - | - | 0.5000 | - |",
+        "| val_bpb | 0.7000 | - | - | - |",
+    ]
+
+
 def test_a_reset_forgets_what_was(base, capsys):
     """And then there is nothing to put together."""
     get_report().log("Chat RL", [{"a": 1}])

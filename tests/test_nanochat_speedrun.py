@@ -13,7 +13,17 @@ from nanochat.checkpoint_manager import FOLDERS
 from nanochat.cli import config_from
 from nanochat.common import Refused
 from nanochat.report import get_report
-from scripts import base_loss, base_train, chat_rl, chat_sft, mid_train, speedrun, tok_train
+from scripts import (
+    base_eval,
+    base_loss,
+    base_train,
+    chat_eval,
+    chat_rl,
+    chat_sft,
+    mid_train,
+    speedrun,
+    tok_train,
+)
 from scripts.speedrun import Record, Stage, perform, resumed, stages_of
 
 
@@ -51,13 +61,16 @@ def saved(base: Path, stage: str, step: int, meta: dict) -> None:
 @pytest.mark.parametrize("size", ["tiny", "smoke", "d20"])
 def test_the_flags_of_every_stage_are_known(size):
     """To the script that they are for; the stages are in order."""
-    from nanochat import dataset
+    from nanochat import core_bundle, dataset
 
     kinds = {
+        "nanochat.core_bundle": core_bundle.Config,
         "nanochat.dataset": dataset.Config,
         "scripts.tok_train": tok_train.Config,
         "scripts.base_train": base_train.Config,
         "scripts.base_loss": base_loss.Config,
+        "scripts.base_eval": base_eval.Config,
+        "scripts.chat_eval": chat_eval.Config,
         "scripts.mid_train": mid_train.Config,
         "scripts.chat_sft": chat_sft.Config,
         "scripts.chat_rl": chat_rl.Config,
@@ -68,8 +81,27 @@ def test_the_flags_of_every_stage_are_known(size):
             config_from(kinds[stage.module], stage.flags)
     trained = [stage.source for stage in stages if stage.source]
     assert trained == ["base", "mid", "sft", "rl"]
+    names = [stage.name for stage in stages if stage.name in ("base", "mid", "sft", "rl")]
+    after = [stages[[s.name for s in stages].index(name) + 1].name for name in names[1:]]
+    assert after == ["evaluation-mid", "evaluation-sft", "evaluation-rl"]
+    assert "base-evaluation" in [stage.name for stage in stages]
     with pytest.raises(Refused, match="choose among tiny, smoke, d20"):
         stages_of("huge")
+
+
+@pytest.mark.parametrize("size", ["smoke", "d20"])
+def test_without_a_sandbox_everything_else_is_asked(size, monkeypatch, capsys):
+    """It is said at the start, and the run does not end at its first evaluation."""
+
+    def none() -> None:
+        raise Refused("there is no sandbox here")
+
+    monkeypatch.setattr(speedrun, "require_sandbox", none)
+    found = {stage.name: stage.flags for stage in stages_of(size)}
+    asked = "--task_name=ARC-Easy|ARC-Challenge|MMLU|GSM8K|SpellingBee"
+    assert asked in found["evaluation-mid"]
+    assert asked in found["evaluation-sft"]
+    assert capsys.readouterr().out == "HumanEval is left out: there is no sandbox here\n"
 
 
 def test_several_gpus_are_used_by_torchrun():

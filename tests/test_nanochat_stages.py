@@ -262,6 +262,8 @@ def test_the_default_mixture_is_the_references(base, monkeypatch):
     rows = {
         ("allenai/ai2_arc", "ARC-Easy", "train"): [question] * 5,
         ("allenai/ai2_arc", "ARC-Challenge", "train"): [question] * 4,
+        ("allenai/ai2_arc", "ARC-Easy", "test"): [question] * 2,
+        ("cais/mmlu", "all", "test"): [{"question": "Q"}],
         ("openai/gsm8k", "main", "train"): [{"question": "q", "answer": "#### 1"}] * 3,
         ("HuggingFaceTB/smol-smoltalk", None, "train"): [talk] * 10_005,
         ("HuggingFaceTB/smol-smoltalk", None, "test"): [talk] * 2,
@@ -278,7 +280,8 @@ def test_the_default_mixture_is_the_references(base, monkeypatch):
     (base / "identity_conversations.jsonl").write_text(json.dumps(talk["messages"]) + "\n")
     train, validation, asked = chat_sft.mixtures("")
     assert [len(task) for task in train.tasks] == [5, 4, 3, 10_000, 1, 300, 300]
-    assert (len(validation), asked) == (2, {})
+    assert len(validation) == 2
+    assert {name: len(task) for name, task in asked.items()} == {"mmlu": 1, "arc_easy": 2}
 
 
 @pytest.mark.parametrize(

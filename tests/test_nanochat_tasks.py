@@ -1,6 +1,8 @@
 """Questions that stand in for data sets without a network, and how answers to them are judged."""
 
 import itertools
+import sys
+from types import SimpleNamespace
 
 import pytest
 from nanochat.common import Refused
@@ -81,6 +83,20 @@ def test_rows_of_the_hub_are_read_as_they_lie(monkeypatch):
     for subset, split in (("auxiliary_train", "train"), ("all", "test")):
         assert MMLU(subset, split)[0]["messages"][-1]["content"] == "C"
     assert asked == [("cais/mmlu", "auxiliary_train", "train"), ("cais/mmlu", "all", "test")]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    """It says what can be done without."""
+
+    def load_dataset(*where, split):
+        raise ConnectionError("no route\nto the host")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(
+        Refused, match=r"openai/gsm8k cannot be had .no route.; .*builtin"
+    ) as caught:
+        GSM8K("main", "test")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from page import assert_clear, texts_of
 from PIL import Image as Picture
 from test_figures import VISION, lab, nearest
 
-from fractal_core import figures, panels
+from fractal_core import panels, sheet
 from fractal_core.errors import Refused
 from fractal_core.figures import MISSING, save
 from fractal_core.panels import LEARNED, LOSSES, edges, panels_figure
@@ -352,7 +352,7 @@ def test_pixels_of_a_png_are_the_cells_of_the_panels(tmp_path):
 
 def test_a_pdf_holds_native_pixels_and_true_type_fonts(tmp_path, monkeypatch):
     """One pixel a cell, text as type 42, no date."""
-    monkeypatch.setitem(figures.STYLE, "pdf.compression", 0)
+    monkeypatch.setitem(sheet.STYLE, "pdf.compression", 0)
     save(panels_figure(small()), tmp_path / "a.pdf")
     data = (tmp_path / "a.pdf").read_bytes()
     assert len(re.findall(rb"/Width 4\s+/Height 3\b", data)) == 3

@@ -1,19 +1,24 @@
 """Commands that measure speed: bench."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
 import statistics
 import sys
-from typing import Literal
+from typing import Literal, get_args
 
 import tyro
 
 from fractal_core import machine
-from fractal_core.bench import dim, engine, finetune, tiny, zoom
+from fractal_core.bench import cuda as bench_cuda
+from fractal_core.bench import dim, engine, finetune, machinecode, tiny, zoom
 from fractal_core.commands.work import Json
 from fractal_core.errors import require_known
+from fractal_core.kernels import cuda
+from fractal_core.kernels.layout import Layout
+from fractal_core.tiny import Activation, Dtype
 
 ZOOM_FIGURES = {
     "preview": "mouse up to preview of the selection, ms",
@@ -23,30 +28,37 @@ ZOOM_FIGURES = {
     "level 1": "next 3,072 runs, time on screen / training",
 }
 
+H100 = (132, 1.755e9)
+"""Processors of an H100, and the clock that it sustains under float64 work."""
+
 WAYS = (finetune.OLD, finetune.NEW)
 
 
 def bench(
-    what: tyro.conf.Positional[Literal["tiny", "engine", "dim", "zoom", "finetune"]],
+    what: tyro.conf.Positional[Literal["tiny", "code", "engine", "dim", "zoom", "finetune"]],
     /,
     *,
     rounds: int | None = None,
     seconds: float | None = None,
     only: tuple[str, ...] = (),
     device: finetune.Device = "cpu",
+    check: int = 0,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Measure speed: contenders take turns, ratios are within a round.
 
     Args:
-        what: `tiny`: the kernel of the tiny networks. `engine`: what worker processes cost.
+        what: `tiny`: the kernel of the tiny networks. `code`: what the GPU's kernel was compiled
+            to, for which no GPU is needed. `engine`: what worker processes cost.
             `dim`: counting boxes. `zoom`: the zoom notebook in a browser. `finetune`: a language
             model, against a process for every point.
         rounds: Turns of every contender, or zooms; left out, 7, 4, 3, 3 and 3.
         seconds: How long a turn of `tiny` and a long unit of `engine` take; left out, 0.5 and 1.
         only: Cases of `tiny`, for example tanh-full-float64, or of `finetune`: training,
             everything; left out, all.
-        device: Where `finetune` trains: cpu or cuda, each with a model of its size.
+        device: Where `tiny` and `finetune` train: cpu or cuda; each has a language model of its size.
+        check: First compare the bits of `tiny --device cuda` with the CPU's at so many random points
+            of every condition; the exit code is 1 if any differ.
         as_json: One JSON object and nothing else.
     """
     if what == "zoom":
@@ -57,8 +69,13 @@ def bench(
         _finetune(3 if rounds is None else rounds, device, only, as_json)
     elif what == "dim":
         _dim(3 if rounds is None else rounds, as_json)
+    elif what == "code":
+        _code(as_json)
+    elif device == "cuda":
+        return _gpu(7 if rounds is None else rounds, seconds or 0.5, only, check, as_json)
     else:
         _tiny(7 if rounds is None else rounds, seconds or 0.5, only, as_json)
+    return 0
 
 
 def _tiny(rounds: int, seconds: float, only: tuple[str, ...], as_json: bool) -> None:
@@ -87,6 +104,71 @@ def _tiny(rounds: int, seconds: float, only: tuple[str, ...], as_json: bool) -> 
         print(
             f"{row['case']:<26}{row['rates']['kernel']:>10.3g}{row['share_of_peak']:>7.1%}{shown}{note}"
         )
+
+
+def _code(as_json: bool) -> None:
+    rows = []
+    for dtype, arch in itertools.product(get_args(Dtype), machinecode.ARCHS):
+        for activation in get_args(Activation):
+            case = tiny.Case(activation, "full", dtype)
+            code = Layout.of(case.experiment(21).problem(0))
+            found = machinecode.report(code, arch)
+            bound = found.bound(272, *H100) if arch == "sm_90" else None
+            wanted = dataclasses.asdict(machinecode.wanted(code))
+            rows.append(dataclasses.asdict(found) | {"wanted": wanted, "h100_bound": bound})
+    if as_json:
+        print(json.dumps({"versions": machine.versions(), "kernels": rows}))
+        return
+    print("full batch, width 16; operations are those of the innermost loop")
+    print(
+        f"{'kernel':<26}{'registers':>10}{'spilled':>9}{'warps':>7}{'fused':>7}{'mul':>6}{'add':>6}"
+        f"{'all':>6}{'H100 bound, point-steps/s':>28}"
+    )
+    for row in rows:
+        name = "-".join([row["code"]["activation"], row["code"]["dtype"], row["arch"]])
+        loop, bound = row["loop"], row["h100_bound"]
+        print(
+            f"{name:<26}{row['registers']:>10}{row['spilled']:>9}{row['code']['threads'] // 32:>7}"
+            f"{loop['fused']:>7}{loop['multiplied']:>6}{loop['added']:>6}{row['instructions']:>6}"
+            + (f"{bound:>28.3g}" if bound else "")
+        )
+
+
+def _gpu(rounds: int, seconds: float, only: tuple[str, ...], check: int, as_json: bool) -> int:
+    gpu, equal, rows = cuda.gpu(), [], []
+    if check:
+        for found in bench_cuda.equalities(check, steps=200):
+            equal.append(dataclasses.asdict(found))
+            print(
+                f"{found.name}: {found.points} points, {found.ended} ended early, "
+                f"{found.differing} differ from the CPU",
+                file=sys.stderr,
+                flush=True,
+            )
+    for case in tiny.cases():
+        name = "-".join(dataclasses.astuple(case))
+        if not only or name in only:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            rows.append(bench_cuda.measure(case, rounds, seconds).report())
+    differ = sum(found["differing"] for found in equal)
+    if as_json:
+        report = {"machine": machine.describe(), "gpu": gpu.name, "rounds": rounds}
+        print(json.dumps(report | {"equality": equal, "cases": rows}))
+        return int(differ > 0)
+    _headline(rounds, machine.versions())
+    print(f"{gpu.name}; {sum(e['points'] for e in equal)} points compared, {differ} differ")
+    print("point-steps/s executed: median (minimum to maximum); times faster: minimum (median)")
+    for row in rows:
+        rate = sorted(row["rates"]["kernel"])
+        print(
+            f"{row['case']:<26}{statistics.median(rate):>10.3g} ({rate[0]:.3g} to {rate[-1]:.3g}), "
+            f"{row['share_of_peak']:.1%} of the card's peak"
+        )
+        for who, (low, middle) in row["times_faster"].items():
+            print(f"  {who:<24}{low:>10.1f} ({middle:.1f})")
+        for how, each in row["layouts"].items():
+            print(f"  {how:<40}{each:>10.3g}")
+    return int(differ > 0)
 
 
 def _engine(rounds: int, seconds: float, as_json: bool) -> None:

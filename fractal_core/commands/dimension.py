@@ -6,26 +6,22 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tyro
 
-from fractal_core import adaptive, experiments, figures, history, published
+from fractal_core import adaptive, experiments, figures, history, press, published, recipe
 from fractal_core.boundary import SafetyMargin
 from fractal_core.commands.work import Json, crew_of
 from fractal_core.dimension import Dimension, dimension_in_time
 from fractal_core.errors import Refused, require_known
-from fractal_core.outcome import WINDOW, is_stable, is_trainable
 from fractal_core.pairs import PairsDimension
-from fractal_core.roughness import Roughness, pitch_of, roughness
+from fractal_core.press import Which
+from fractal_core.roughness import Roughness, pitch_of
 from fractal_core.store import Store
 
 Run = tyro.conf.Positional[Path]
-Which = Literal["trainable", "stable"]
-
-SIDES = {"trainable": is_trainable, "stable": is_stable}
-WORDS = {"trainable": ("trainable", "not trainable"), "stable": ("stable", "diverged")}
 
 
 def dim(
@@ -63,19 +59,12 @@ def dim(
         _in_time(store, which, times, out, as_json)
         return
     picture = adaptive.audited(store, store.image())
-    labels = SIDES[which](picture.outcome)
-    experiment = store.sweep.experiment
-    found = roughness(
-        labels,
-        store.sweep.grid,
-        steps=getattr(experiment, "steps", 1000),
-        window=getattr(experiment, "window", WINDOW),
-        outcome=picture.outcome,
-        jitter=jitter / 100,
-        measured_only=measured_only,
+    labels = press.SIDES[which](picture.outcome)
+    found = press.measured(
+        store, labels, picture.outcome, jitter=jitter / 100, measured_only=measured_only
     )
     if out is not None:
-        _draw(store, labels, found, which, out, picture.caption)
+        press.dimension_print(store, labels, found, which, picture.caption).save(out)
     if as_json:
         report = _report(store, found, which, jitter) | {"inferred": _inferred(picture)}
         print(json.dumps(report))
@@ -108,7 +97,7 @@ def refine(
         as_json: One JSON object and nothing else.
     """
     store = experiments.open_run(run)
-    found = adaptive.refine(store, crew_of(store, slots), _Telling(), probes)
+    found = adaptive.refine(store, crew_of(store, slots), Telling(), probes)
     measured = np.count_nonzero(~np.ma.getmaskarray(found.outcome) & ~found.inferred)
     if as_json:
         report = {"points": found.inferred.size, "measured": int(measured)}
@@ -146,7 +135,7 @@ def table(
     for name in only or published.NAMES:
         store = published.folder(root, name, grid, steps)
         stores.append(store)
-        rows.append(published.row(store, name, crew_of(store, slots), _Telling(f"{name}: ")))
+        rows.append(published.row(store, name, crew_of(store, slots), Telling(f"{name}: ")))
     if not as_json:
         print(published.markdown(rows, grid, steps))
         return
@@ -158,7 +147,7 @@ def table(
     print(json.dumps({"grid": list(grid), "steps": steps, "windows": report}))
 
 
-class _Telling:
+class Telling:
     """Says how far a survey is: at once, every few seconds, and at its end."""
 
     def __init__(self, before: str = ""):
@@ -173,15 +162,16 @@ class _Telling:
 
 def _in_time(store: Store, which: Which, times: int, out: Path | None, as_json: bool) -> None:
     """The dimension after several training lengths, and how many labels still change."""
-    lengths, outcomes = history.outcomes_in_time(store, times, crew_of(store), _Telling())
-    labels = SIDES[which](outcomes)
+    lengths, outcomes = history.outcomes_in_time(store, times, crew_of(store), Telling())
+    labels = press.SIDES[which](outcomes)
     pitch, unit = pitch_of(store.sweep.grid)
     found = dimension_in_time(labels, pitch)
     moved = [math.nan, *(labels[1:] != labels[:-1]).mean(axis=(1, 2)).tolist()]
     if out is not None:
         from fractal_core import plots
 
-        figures.save(plots.time_figure(lengths, found, moved), out)
+        told = recipe.text("dimension in time", [store], {"boundary": which})
+        figures.save(plots.time_figure(lengths, found, moved), out, told)
     if as_json:
         rows = [
             {"steps": length, "share": float(label.mean()), "changed": _finite(change)} | _box(each)
@@ -198,24 +188,6 @@ def _in_time(store: Store, which: Which, times: int, out: Path | None, as_json: 
         print(f"{length:>7}  {100 * label.mean():>12.1f}  {changed:>10}  {in_words(each)}")
     if out is not None:
         print(out)
-
-
-def _draw(
-    store: Store, labels: np.ndarray, found: Roughness, which: Which, out: Path, caption: str
-) -> None:
-    from fractal_core import plots
-
-    rows, cols = store.sweep.grid.shape
-    (x, y), _ = pitch_of(store.sweep.grid)
-    figure = plots.dimension_figure(
-        labels,
-        found,
-        names=store.sweep.labels,
-        spans=(x * cols, y * rows),
-        sides=WORDS[which],
-        caption=caption,
-    )
-    figures.save(figure, out)
 
 
 def _print(store: Store, found: Roughness, which: Which, jitter: float) -> None:

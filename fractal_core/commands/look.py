@@ -1,18 +1,20 @@
-"""Commands that look at what is there: show, export."""
+"""Commands that look at what is there: show, plate, film, export."""
 
-import dataclasses
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from fractal_core import adaptive, experiments, figures, records
+from fractal_core import experiments, figures, press, records
+from fractal_core.commands.work import crew_of
 from fractal_core.errors import Refused
+from fractal_core.explore import open_view
 from fractal_core.files import Files
-from fractal_core.panels import panels_figure
 from fractal_core.store import exported
 
 Run = tyro.conf.Positional[Path]
+Palette = Literal["split", "paper"]
+Quantity = Literal["measure", "outcome", "final_loss", "steps"]
 
 
 def show(
@@ -20,14 +22,16 @@ def show(
     /,
     *,
     out: Path,
-    palette: Literal["split", "paper"] = "split",
-    quantity: Literal["measure", "outcome", "final_loss", "steps"] = "measure",
+    palette: Palette = "split",
+    quantity: Quantity = "measure",
     child: Path | None = None,
     panels: Literal[3, 4] | None = None,
     width: int | None = None,
     title: str | None = None,
+    caption: bool = False,
+    proof: Path | None = None,
 ) -> None:
-    """Draw a run, finished or not.
+    """Draw a run, finished or not. The file carries its recipe: `fractal open FIGURE` reopens it.
 
     Of a refined run the outcomes show what is inferred as well, and how far that can be trusted is
     written below.
@@ -43,25 +47,144 @@ def show(
         width: Of the figure in mm; 89 and 183 are one and two columns of most journals, and what
             is taken for a map and for panels.
         title: Above the picture.
+        caption: Write below it, from the recipe, what was trained and how colours are read.
+        proof: Picture to write of how colour-blind and grey-scale readers see the figure.
     """
     if panels and (child or (palette, quantity) != ("split", "measure")):
         raise Refused("panels have their own colours; leave out --palette, --quantity and --child")
-    store = experiments.read_run(run)
-    inner = experiments.read_run(child).sweep.region if child else None
-    image = store.image()
-    found = adaptive.refined(store, image)
-    if quantity == "outcome" or panels:
-        # The others are numbers of a run, which an inferred point does not have.
-        image = dataclasses.replace(image, outcome=found.outcome)
-    shared = {"title": title, "caption": found.caption, "labels": store.sweep.labels}
-    if panels:
-        figure = panels_figure(image, panels=panels, width_mm=width or 183, **shared)
-    else:
-        figure = figures.map_figure(
-            image, palette=palette, quantity=quantity, child=inner, width_mm=width or 89, **shared
+    printed = press.draw(
+        f"{panels} panels" if panels else "map",
+        [experiments.read_run(run)],
+        palette=palette,
+        quantity=quantity,
+        width_mm=width,
+        title=title,
+        captioned=caption,
+        child=experiments.read_run(child) if child else None,
+    )
+    _save(printed, out, proof)
+
+
+def plate(
+    runs: tyro.conf.Positional[tuple[Path, ...]] = (),
+    /,
+    *,
+    out: Path,
+    root: Path = Path("runs/published"),
+    grid: tuple[int, int] = (128, 128),
+    steps: int = 1000,
+    slots: int | None = None,
+    palette: Palette = "split",
+    quantity: Quantity = "measure",
+    width: int = 183,
+    title: str | None = None,
+    caption: bool = False,
+    proof: Path | None = None,
+) -> int:
+    """Draw several runs on one page, two rows by three like the plate of the paper.
+
+    Without runs it is that very plate: the six published windows, trained where points are
+    missing, in the folders that `fractal table` uses.
+
+    Args:
+        runs: Run folders; left out, the six published windows.
+        out: Figure to write; .png, .pdf or .svg.
+        root: Folder of the published windows.
+        grid: Rows and columns of each of them.
+        steps: Training steps of theirs.
+        slots: Worker processes for them; left out, 1.
+        palette: `split` is safe for the colour-blind, `paper` is the published one.
+        quantity: The equalised measure, the outcomes, or the ranks of the final loss or of the steps.
+        width: Of the page in mm.
+        title: Above all maps.
+        caption: Write below them, from the recipes, how they are read.
+        proof: Picture to write of how colour-blind and grey-scale readers see the plate.
+    """
+    stores = [experiments.read_run(run) for run in runs]
+    if not stores:
+        from fractal_core.commands.dimension import Telling
+
+        stores = press.published_runs(
+            root,
+            grid,
+            steps,
+            lambda store: crew_of(store, slots),
+            lambda name: Telling(f"{name}: "),
         )
-    figures.save(figure, out)
+    printed = press.draw(
+        "plate",
+        stores,
+        palette=palette,
+        quantity=quantity,
+        width_mm=width,
+        title=title,
+        captioned=caption,
+    )
+    _save(printed, out, proof)
+    return 0
+
+
+def film(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    *,
+    out: Path | None = None,
+    make: bool = False,
+    palette: Palette = "split",
+    size: int = 480,
+    rate: int = 24,
+    per_factor: int = 24,
+) -> None:
+    """Make a film of a zoom through runs, each a part of another; keyframes are a factor two apart.
+
+    Between two keyframes ranks are blended, so that one value keeps one colour and none jumps.
+
+    Args:
+        runs: Run folders, in any order.
+        out: Film to write; .mp4 (needs `uv sync --extra film`) or .gif.
+        make: Of two runs: make the run folders between them, after saying what they cost.
+            `fractal run` trains them.
+        palette: `split` is safe for the colour-blind, `paper` is the published one.
+        size: Edge of the map in pixels.
+        rate: Frames per second.
+        per_factor: Frames in which the view shrinks by two.
+    """
+    stores = [experiments.read_run(run) for run in runs]
+    if make:
+        _make_keyframes(runs, stores)
+        return
+    if out is None:
+        raise Refused("say what to write, --out FILM.mp4 or .gif; or --make keyframes first")
+    if out.suffix.lower() not in (".mp4", ".gif"):
+        raise Refused(f"{out}: a film ends in .mp4 or .gif")
+    data = press.roll(
+        stores, out.suffix, palette=palette, size=size, per_factor=per_factor, rate=rate
+    )
+    figures.write(out, data)
     print(out)
+
+
+def _make_keyframes(runs: tuple[Path, ...], stores: list) -> None:
+    root = runs[0].parent
+    views = press.keyframes(root, stores)
+    outer = press.wide_first(stores)[0]
+    print(press.price(views, open_view(outer.path.parent, outer.path.name)), flush=True)
+    made = [store.path for store in press.make(views)]
+    for path in made:
+        print(path)
+    names = " ".join(str(path) for path in made)
+    print(f"next: for run in {names}; do fractal run $run; done")
+    print(f"then: fractal film {' '.join(map(str, runs))} {names} --out ZOOM.mp4")
+
+
+def _save(printed: press.Print, out: Path, proof: Path | None) -> None:
+    if proof is not None and proof.suffix.lower() != ".png":
+        raise Refused(f"{proof}: a proof is a picture of pixels; let it end in .png")
+    printed.save(out)
+    print(out)
+    if proof is not None:
+        printed.prove(proof)
+        print(proof)
 
 
 def export(run: Run, out: Run, /) -> None:

@@ -1,19 +1,17 @@
 """Commands that make run folders: demo, new, zoom."""
 
-import dataclasses
 import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
-from fractal_core import experiments, sight
+from fractal_core import experiments, planner, sight
 from fractal_core.commands.work import train
 from fractal_core.errors import Refused
 from fractal_core.outcome import is_trainable
-from fractal_core.plane import Axis, Region, Scale
+from fractal_core.plane import Scale
 from fractal_core.store import Store
 from fractal_core.sweep import Sweep
 
@@ -43,13 +41,13 @@ def demo(
         grid: Rows and columns; left out, 128 x 128, or 16 x 16 of a language model.
         steps: Training steps of every run; left out, 1000, or 40 of a language model.
     """
-    from fractal_core import figures
+    from fractal_core import press
 
     started = time.perf_counter()
     chosen = experiments.preset(preset)
     published = chosen.x is not None
     grid = grid or ((128, 128) if published else (16, 16))
-    changes = {length(chosen.experiment): steps or (1000 if published else 40)}
+    changes = {experiments.length(chosen.experiment): steps or (1000 if published else 40)}
     experiment = experiments.configure(chosen.experiment, changes)
     sweep = Sweep.over(experiment, chosen.region(published, *grid))
     warn(sweep)
@@ -58,7 +56,7 @@ def demo(
         return code
     image = store.image()
     picture = run / "map.png"
-    figures.save(figures.map_figure(image, labels=store.sweep.labels), picture)
+    press.draw("map", [store]).save(picture)
     share = float(is_trainable(image.outcome).mean())
     print(f"{share:.1%} of {image.outcome.size} runs trained")
     print(f"{time.perf_counter() - started:.0f} s in all")
@@ -74,19 +72,13 @@ def demo(
     return 0
 
 
-def length(experiment: Any) -> str:
-    """What an experiment calls the steps of a run."""
-    return "steps" if "steps" in {f.name for f in dataclasses.fields(experiment)} else "num_steps"
-
-
 def warn(sweep: Sweep) -> None:
     """Say what should be known before a map is begun.
 
     Raises:
         Refused: The map would mean nothing.
     """
-    corners = sweep.grid.points(*np.indices(sweep.grid.shape).reshape(2, -1))
-    for sentence in sweep.experiment.review(corners, sweep.seed):
+    for sentence in planner.notes(sweep):
         print(f"note: {sentence}", file=sys.stderr)
 
 
@@ -140,23 +132,21 @@ def new(
         settings: Further settings of the experiment.
         force: Allow neighbouring values that the arithmetic cannot tell apart.
     """
-    chosen = experiments.preset(preset)
     changes = settings_of(settings)
-    given = {"axes": axes, length(chosen.experiment): steps, "dtype": dtype}
+    given = {experiments.length(experiments.preset(preset).experiment): steps, "dtype": dtype}
     changes |= {name: value for name, value in given.items() if value is not None}
-    experiment = experiments.configure(chosen.experiment, changes)
-    default = chosen.region(published, *grid)
-    if axes is not None and published:
-        raise Refused("the published window belongs to the preset's own axes; leave --axes out")
-    other = chosen.x is None and experiment.axes != chosen.experiment.axes
-    if other and not (x and y):
-        raise Refused("these are not the preset's own axes; say where: --x LO HI --y LO HI")
-    bounds = (x or (default.x.low, default.x.high), y or (default.y.low, default.y.high))
-    named = zip(experiment.axes, bounds, reversed(grid), scale, strict=True)
-    region = Region(
-        *(Axis(name, *ends, n, kind, experiment.whole(name)) for name, ends, n, kind in named)
+    sweep = planner.recipe(
+        preset,
+        published=published,
+        x=x,
+        y=y,
+        scale=scale,
+        grid=grid,
+        axes=axes,
+        seed=seed,
+        settings=changes,
     )
-    _create(run, Sweep.over(experiment, region, seed), force)
+    _create(run, sweep, force)
 
 
 def zoom(

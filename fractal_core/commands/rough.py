@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from fractal_core import experiments, pairing, sight
+from fractal_core import experiments, pairing, recipe, sight
 from fractal_core.commands.work import crew_of
 from fractal_core.pairing import Bases, Request, Roughness, Which
 from fractal_core.pairs import PairsDimension
@@ -66,7 +66,10 @@ def pairs(
 
         found = rough.dimension
         title = f"{_dimension(found)}, {rough.verdict}"
-        figures.save(charts.pairs_figure(found, nulls=rough.nulls, title=title, unit=unit), out)
+        told = recipe.text("pairs", [store], {"boundary": which, "runs": runs, "seed": seed})
+        figures.save(
+            charts.pairs_figure(found, nulls=rough.nulls, title=title, unit=unit), out, told
+        )
     if as_json:
         told = {"run": str(run), "id": store.sweep.id, "unit": unit, "trained": counter.trained}
         told |= {"verdict": str(rough.verdict), "evidence": rough.verdict.evidence}

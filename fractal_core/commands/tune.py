@@ -1,9 +1,10 @@
-"""Commands of fine-tuning: base, finetune, repro, probe-batch."""
+"""Commands that train single runs: base, finetune, point, repro, probe-batch."""
 
 import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +15,22 @@ import tyro
 from tqdm import tqdm
 
 from fractal_core import base as base_model
-from fractal_core import duty, experiments, rehearsal, single, tracking, worker
+from fractal_core import (
+    duty,
+    experiments,
+    network,
+    planner,
+    rehearsal,
+    single,
+    tracking,
+    worker,
+)
 from fractal_core.commands.make import Settings, settings_of, warn
 from fractal_core.commands.track import await_mirror, begin_mirror
 from fractal_core.errors import Refused
 from fractal_core.finetune import FineTune
 from fractal_core.store import Store
+from fractal_core.tiny import TinyNetworks
 
 Run = tyro.conf.Positional[Path]
 Json = Annotated[bool, tyro.conf.arg(name="json")]
@@ -108,6 +119,52 @@ def finetune(
         print(json.dumps(result))
         return 0
     _print(run, result)
+    return 0
+
+
+def point(
+    run: Run,
+    /,
+    *,
+    at: tuple[float, float],
+    preset: str = "tanh",
+    axes: tuple[str, str] | None = None,
+    settings: Settings = (),
+    seed: int = 0,
+    as_json: Json = False,
+) -> int:
+    """Train one tiny network at one point, and watch it.
+
+    The loss of up to a thousand steps as they come, and the outcome. All of it stays in the run
+    folder, and given again nothing is computed. The bits are those of the same point in a map.
+
+    Args:
+        run: Folder of the run.
+        at: x and y, the values of the two settings that the axes move; all digits count.
+        preset: Of tiny networks, as for `fractal new`.
+        axes: The two settings; left out, those of the preset.
+        settings: Further settings, for example steps=100000 activation=relu.
+        seed: As for `fractal new`.
+        as_json: One JSON object and nothing else.
+    """
+    experiment = planner.configured(preset, axes, settings_of(settings))
+    if not isinstance(experiment, TinyNetworks):
+        raise Refused(f"{preset} is a language model; train one with `fractal finetune {run}`")
+    store = Store.create(run, network.sweep_of(experiment, at, seed))
+    kept = run / single.FOLDER / "result.json"
+    if kept.exists() and not store.missing():
+        result = json.loads(kept.read_text())
+    else:
+        # The kernel does not listen while it trains; what it has written by then stays.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with duty.lock(run), _curve(len(network.recorded(experiment.steps)), as_json) as tell:
+            result = network.train(store, tell)
+    if as_json:
+        print(json.dumps(result))
+        return 0
+    _print_outcome(result)
+    print(f"trained      in {result['seconds']:.2f} s")
+    print(f"{run}: complete")
     return 0
 
 
@@ -212,7 +269,9 @@ def _curve(planned: int, quiet: bool) -> Iterator[Callable[[dict[str, Any]], Non
 
     def tell(row: dict[str, Any]) -> None:
         nonlocal spoken
-        shown = {"loss": f"{row['loss']:.4f}", "lr": f"{row['lr_matrix']:.3g}"}
+        shown = {"loss": f"{row['loss']:.4g}"}
+        if "lr_matrix" in row:
+            shown["lr"] = f"{row['lr_matrix']:.3g}"
         if "val_loss" in row:
             shown["validation"] = f"{row['val_loss']:.4f}"
         bar.set_postfix(shown, refresh=False)
@@ -226,12 +285,16 @@ def _curve(planned: int, quiet: bool) -> Iterator[Callable[[dict[str, Any]], Non
         yield tell
 
 
-def _print(run: Path, result: dict[str, Any]) -> None:
+def _print_outcome(result: dict[str, Any]) -> None:
     ratio = "" if result["ratio"] is None else f", {result['ratio']:.3f} of the first loss"
     print(f"{result['outcome']} after {result['steps']} of {result['planned']} steps{ratio}")
     for name in ("first_loss", "tail_loss", "final_loss"):
         value = result[name]
         print(f"{name:<12} {'not finite' if value is None else f'{value:.4f}'}")
+
+
+def _print(run: Path, result: dict[str, Any]) -> None:
+    _print_outcome(result)
     before, after = result["validation"]["before"], result["validation"]["after"]
     print(f"validation   {before:.4f} before, {'-' if after is None else f'{after:.4f}'} after")
     print(f"tokens       {result['tokens']:,} learned in {result['seconds']:.1f} s")

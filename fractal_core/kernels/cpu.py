@@ -256,6 +256,7 @@ def train(
     hyper: Float64[np.ndarray, "points 4"],
     record: Sequence[int] | Int64[np.ndarray, " recorded"] = (),
     threads: int | None = None,
+    losses: Float64[np.ndarray, "points recorded"] | None = None,
 ) -> Curves:
     """Train one network per row of `hyper`, with the arithmetic of `contract`.
 
@@ -266,6 +267,8 @@ def train(
         record: Steps whose losses to return, in rising order.
         threads: Threads to use; all processors this process may use if None. Bits do not depend
             on it, nor on which points share a call.
+        losses: Where to write the recorded losses; another thread may look on while they come.
+            What a run does not reach stays as it is. A new array that is +inf there if None.
 
     Raises:
         ValueError: The recorded steps do not rise from 0 to at most `problem.steps` - 1.
@@ -279,7 +282,8 @@ def train(
     padded = -(-points // lanes) * lanes
     shared = _shared(problem, steps, hyper)
     scores, ends = np.zeros((padded, 5)), np.full(padded, problem.steps, np.int64)
-    losses = np.full((points, len(steps)), np.inf)
+    if losses is None:
+        losses = np.full((points, len(steps)), np.inf)
     # Enough tasks to even out runs that end early, but none so short that it would wait for Python.
     share = max(1, padded // lanes // (16 * threads)) * lanes
 

@@ -77,6 +77,18 @@ def compute_init(device_type: str = "") -> tuple[bool, int, int, int, torch.devi
     return parallel, rank, local_rank, world_size, device
 
 
+def set_dtype(model: Any, name: str) -> None:
+    """Compute in `bfloat16` or `float32` on a GPU; elsewhere it is float32 whatever is asked for.
+
+    Raises:
+        Refused: The name is another.
+    """
+    if name not in ("bfloat16", "float32"):
+        raise Refused(f"unknown dtype {name!r}, choose bfloat16 or float32")
+    if model.get_device().type == "cuda":
+        model.set_compute_dtype(getattr(torch, name))
+
+
 def compute_cleanup() -> None:
     """Leave the group of processes, if there is one."""
     if dist.is_initialized():

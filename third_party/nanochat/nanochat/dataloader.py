@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from nanochat.common import Refused, get_dist_info
-from nanochat.dataset import read_group, split_files
+from nanochat.dataset import open_shard, read_group, split_files
 from nanochat.tokenizer import MAX_TOKENS, RustBPETokenizer, get_tokenizer
 
 IGNORED = -1
@@ -70,7 +69,7 @@ def tokenizing_distributed_data_loader_with_state(
             wrote, only the row group counts: what was left of it is skipped, as the reference does.
 
     Raises:
-        Refused: There are too few shards, or the state does not belong to them.
+        Refused: There are too few shards, one is damaged, or the state does not belong to them.
     """
     files = split_files(split)
     _, rank, _, world = get_dist_info()
@@ -250,7 +249,7 @@ def _groups(
     """The texts of row groups from a place on, without end, and where the first of them is."""
     seen = False
     while True:
-        with pq.ParquetFile(files[place.pq_idx]) as file:
+        with open_shard(files[place.pq_idx]) as file:
             while place.rg_idx < file.num_row_groups:
                 seen = True
                 yield place, read_group(file, place.rg_idx)

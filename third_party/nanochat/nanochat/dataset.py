@@ -7,6 +7,7 @@ disk, in order of names, is for validation, so it changes with how many shards t
     python -m nanochat.dataset --builtin=4000       make shards of the built-in corpus instead
 """
 
+import contextlib
 import http.client
 import shutil
 import sys
@@ -21,6 +22,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 from tqdm import tqdm
 
 from nanochat import cli, corpus
@@ -65,7 +67,7 @@ def split_files(split: str, data_dir: str | Path | None = None) -> list[str]:
     """The shards of a split: `val` is the last one, `train` all others.
 
     Raises:
-        Refused: There are fewer than two shards.
+        Refused: There are fewer than two shards, or one of the split is damaged.
     """
     if split not in ("train", "val"):
         raise Refused(f"unknown split {split!r}, choose train or val")
@@ -75,7 +77,31 @@ def split_files(split: str, data_dir: str | Path | None = None) -> list[str]:
             f"{data_dir or data_folder()} holds {len(files)} shard(s) and the last one is for "
             "validation; get more with `python -m nanochat.dataset --num-files=2`"
         )
-    return files[-1:] if split == "val" else files[:-1]
+    chosen = files[-1:] if split == "val" else files[:-1]
+    for path in chosen:  # now, rather than when hours of training come to it
+        with open_shard(path):
+            pass
+    return chosen
+
+
+@contextlib.contextmanager
+def open_shard(path: str) -> Iterator[pq.ParquetFile]:
+    """A shard, to read from.
+
+    Raises:
+        Refused: It is damaged, or holds no texts.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            if "text" not in file.schema_arrow.names:
+                raise Refused(f"{path} has no column `text`; remove it")
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise Refused(
+            f"{path} is damaged ({reason[0]}); remove it and fetch it again with "
+            "`python -m nanochat.dataset`"
+        ) from None
 
 
 def parquets_iter_batched(split: str, start: int = 0, step: int = 1) -> Iterator[list[str]]:
@@ -87,7 +113,7 @@ def parquets_iter_batched(split: str, start: int = 0, step: int = 1) -> Iterator
         step: Read every so many, which is the number of processes.
     """
     for path in split_files(split):
-        with pq.ParquetFile(path) as file:
+        with open_shard(path) as file:
             for group in range(start, file.num_row_groups, step):
                 yield read_group(file, group)
 
@@ -149,6 +175,20 @@ def fetch(
         if attempt < attempts:
             pause(2.0**attempt)
     raise Refused(f"{url} could not be fetched in {attempts} attempts ({reason}); try again later")
+
+
+def fetch_once(url: str, path: Path) -> Path:
+    """A file that is fetched by the first process to ask for it; all others wait.
+
+    Raises:
+        Refused: As `fetch`.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                fetch(url, path)
+    return path
 
 
 def _continue(url: str, part: Path) -> None:

@@ -364,6 +364,11 @@ class GPT(nn.Module):
             logits = self._logits(x)
             return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction=loss_reduction)
 
+    def logits_at(self, idx: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """Logits (N, V) at N places of idx (B, T); no others exist."""
+        with torch.autocast(idx.device.type, enabled=False):
+            return self._logits(self._residual(idx, None)[rows, positions])
+
     def _residual(self, idx: Tensor, kv_cache: Any) -> Tensor:
         """The residual stream after the last norm, (B, T, C)."""
         start = 0 if kv_cache is None else kv_cache.get_pos()

@@ -31,6 +31,7 @@ SECTIONS = (
     "base-model-training",
     "base-model-loss",
     "base-model-evaluation",
+    "chat-evaluation-base",
     "midtraining",
     "chat-evaluation-mid",
     "chat-sft",
@@ -41,7 +42,10 @@ SECTIONS = (
 """In the order of the stages."""
 
 COLUMNS = {
-    "BASE": ("base-model-evaluation", "base-model-training"),
+    "BASE": (
+        *("base-model-evaluation", "chat-evaluation-base", "base-model-loss"),
+        "base-model-training",
+    ),
     "MID": ("chat-evaluation-mid", "midtraining"),
     "SFT": ("chat-evaluation-sft", "chat-sft"),
     "RL": ("chat-evaluation-rl", "chat-rl"),
@@ -64,6 +68,9 @@ METRICS = (
     "ChatCORE",
 )
 """What is compared between stages, in this order."""
+
+BUILTIN = " (builtin)"
+"""After the name of a figure that is of questions of our own, and not of the published ones."""
 
 HOURLY = {"H100": 3.00, "A100": 1.79, "V100": 0.55}
 HOURLY_OTHER = 2.00
@@ -93,6 +100,11 @@ def curve(values: Sequence[float], width: int = 60) -> str:
     return "".join(
         BARS[round((m - low) / span * top)] if abs(m) < float("inf") else "x" for m in means
     )
+
+
+def marked(figures: Mapping[str, Any], data: str) -> dict[str, Any]:
+    """Figures of an evaluation, so named that ours are not taken for those of published tasks."""
+    return {f"{name}{BUILTIN if data == 'builtin' else ''}": v for name, v in figures.items()}
 
 
 def redacted(text: str) -> str:
@@ -187,7 +199,7 @@ def summary(texts: Mapping[str, str]) -> str:
         for name in reversed(names):
             found[column] |= dict(re.findall(r"^- (.+?): (-?[\d.]+)$", texts[name], re.MULTILINE))
     rows = []
-    for metric in METRICS:
+    for metric in itertools.chain(*((name, name + BUILTIN) for name in METRICS)):
         cells = [found[column].get(metric, "-") for column in COLUMNS]
         if any(cell != "-" for cell in cells):
             rows.append(f"| {metric} | {' | '.join(cells)} |")

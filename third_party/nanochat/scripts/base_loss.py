@@ -11,6 +11,7 @@ from nanochat import cli
 from nanochat.checkpoint_manager import load_gpt, locate, source_folder
 from nanochat.common import Refused, compute_init, print0
 from nanochat.loss_eval import evaluate_bpb
+from nanochat.report import get_report
 
 from scripts.base_train import Data, texts
 
@@ -51,6 +52,7 @@ def main(config: Config, data: Data | None = None) -> dict[str, Any]:
         )
         print0(f"{split}: {bpb:.4f} bits per byte")
         figures[f"{split}_bpb"] = bpb
+    get_report().log("Base model loss", [vars(config), figures])
     return figures
 
 

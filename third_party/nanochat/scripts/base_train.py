@@ -34,13 +34,16 @@ from nanochat.common import (
     print0,
     tracker,
 )
+from nanochat.core_bundle import CoreTask, tasks_of
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.report import get_report
+from nanochat.schedules import accumulation, iterations, lr_multiplier, muon_momentum
 from torch import Tensor
 from tqdm import tqdm
 
-MOMENTUM_START, MOMENTUM_END, MOMENTUM_STEPS = 0.85, 0.95, 300
+from scripts.base_eval import evaluate_model
+
 SMOOTHING = 0.9
 UNTIMED_STEPS = 11
 """Steps whose time is not counted: they compile and warm up."""
@@ -65,8 +68,8 @@ Batches = Iterator[tuple[Tensor, Tensor, Any]]
 class Config:
     """Train a base model; flags and defaults are the reference's.
 
-    `model_dim`, `head_dim` and `tie_embeddings` may override what the depth says. CORE is not
-    evaluated here, so its flag is off.
+    `model_dim`, `head_dim` and `tie_embeddings` may override what the depth says. CORE is evaluated
+    where its tasks have been fetched (`python -m nanochat.core_bundle`).
     """
 
     run: str = "dummy"
@@ -92,7 +95,8 @@ class Config:
     resume_from_step: int = -1
     eval_every: int = 250
     eval_tokens: int = 20 * 524288
-    core_metric_every: int = -1
+    core_metric_every: int = 2000
+    core_metric_max_per_task: int = 500
     sample_every: int = 2000
     save_every: int = -1
     model_tag: str = ""
@@ -142,49 +146,6 @@ def texts(rows: int, length: int, device: torch.device) -> Data:
     )
 
 
-def iterations(config: Config, params: int, flops_per_token: int) -> int:
-    """How many steps: as given, else so many operations, else so many tokens a parameter."""
-    if config.num_iterations > 0:
-        return config.num_iterations
-    if config.target_flops > 0:
-        return round(config.target_flops / (flops_per_token * config.total_batch_size))
-    if config.target_param_data_ratio > 0:
-        return config.target_param_data_ratio * params // config.total_batch_size
-    raise Refused("give --num_iterations, --target_flops or --target_param_data_ratio")
-
-
-def lr_multiplier(config: Config, step: int, last: int) -> float:
-    """Linear warm-up, constant, linear warm-down to `final_lr_frac` at the last step."""
-    warmup, warmdown = (round(r * last) for r in (config.warmup_ratio, config.warmdown_ratio))
-    if step < warmup:
-        return (step + 1) / warmup
-    if step <= last - warmdown:
-        return 1.0
-    progress = (last - step) / warmdown
-    return progress + (1 - progress) * config.final_lr_frac
-
-
-def muon_momentum(step: int) -> float:
-    """From 0.85 to 0.95 over the first 300 steps."""
-    part = min(step / MOMENTUM_STEPS, 1.0)
-    return (1 - part) * MOMENTUM_START + part * MOMENTUM_END
-
-
-def accumulation(config: Any, world: int) -> int:
-    """Micro-batches a step, of any stage whose batches are counted in tokens.
-
-    Raises:
-        Refused: They do not add up to the total batch size.
-    """
-    tokens = config.device_batch_size * config.max_seq_len * world
-    if tokens < 1 or config.total_batch_size % tokens:
-        raise Refused(
-            f"--total_batch_size={config.total_batch_size} is no multiple of the {tokens} tokens of "
-            f"a micro-batch (device_batch_size x max_seq_len x {world} processes); change one"
-        )
-    return config.total_batch_size // tokens
-
-
 @dataclass
 class Loop:
     """What goes on from step to step, beside weights and optimizers."""
@@ -195,6 +156,7 @@ class Loop:
     min_val_bpb: float = math.inf
     smooth_train_loss: float = 0.0
     total_training_time: float = 0.0
+    core: float | None = None
     losses: list[float] = field(default_factory=list)
 
 
@@ -212,6 +174,7 @@ class Training:
     loop: Loop
     last: int
     record: Tracker
+    tasks: list[CoreTask] = field(default_factory=list)
 
     def __post_init__(self):
         on_gpu = self.device.type == "cuda"
@@ -237,6 +200,9 @@ class Training:
                 due = config.save_every > 0 and step % config.save_every == 0 and step > start
                 if ends or due:
                     self.save()
+                every = config.core_metric_every
+                if self.tasks and step and (ends or step % every == 0):
+                    self.measure()
                 if config.sample_every > 0 and step and (ends or step % config.sample_every == 0):
                     self.sample()
                 if ends:
@@ -301,6 +267,23 @@ class Training:
         self.record.log({"step": loop.step, "val/bpb": loop.val_bpb})
         print0(f"Step {loop.step}: validation {loop.val_bpb:.4f} bits per byte")
 
+    def measure(self) -> None:
+        """The CORE metric; of all processes together."""
+        self.model.eval()
+        found = evaluate_model(
+            self.model,
+            self.data.tokenizer,
+            self.device,
+            self.config.core_metric_max_per_task,
+            self.tasks,
+        )
+        self.model.train()
+        self.loop.core = found["core_metric"]
+        self.record.log(
+            {"step": self.loop.step, "core_metric": self.loop.core}
+            | {f"centered_results/{k}": v for k, v in found["centered_results"].items()}
+        )
+
     def sample(self) -> None:
         """How the model completes those of seven fixed prompts that it has room for, greedily."""
         if self.data.tokenizer is None or self.rank:
@@ -355,8 +338,6 @@ def prepare(config: Config, data: Data | None) -> Training:
     Raises:
         Refused: The flags do not fit each other, the machine, or the checkpoint.
     """
-    if config.core_metric_every > 0:
-        raise Refused("CORE is not evaluated here; leave --core_metric_every at -1")
     _, rank, _, world, device = compute_init(config.device_type)
     accumulation(config, world)
     data = data or texts(config.device_batch_size, config.max_seq_len, device)
@@ -387,8 +368,20 @@ def prepare(config: Config, data: Data | None) -> Training:
     print0(f"{config.total_batch_size:,} tokens in {accumulation(config, world)} micro-batches")
     if loop.step > last:
         raise Refused(f"step {loop.step} is beyond the last, {last}; raise --num_iterations")
+    tasks = core_tasks(config, data)
     record = tracker("base", config.run, vars(config))
-    return Training(config, data, device, rank, world, model, optimizers, loop, last, record)
+    return Training(config, data, device, rank, world, model, optimizers, loop, last, record, tasks)
+
+
+def core_tasks(config: Config, data: Data) -> list[CoreTask]:
+    """The tasks of the CORE metric; none where it is off, or where they are not there."""
+    if config.core_metric_every <= 0 or data.tokenizer is None:
+        return []
+    try:
+        return tasks_of("")
+    except Refused as refusal:
+        print0(f"CORE is left out: {refusal}")
+        return []
 
 
 def resumed(
@@ -437,6 +430,8 @@ def main(config: Config, data: Data | None = None) -> dict[str, Any]:
         raise Refused(f"out of memory with {n} rows at a time; lower {lower}{same}") from None
     loop = training.loop
     figures = {k: getattr(loop, k) for k in ("step", "val_bpb", "min_val_bpb", "losses")}
+    if loop.core is not None:
+        figures["CORE"] = loop.core
     figures["checkpoint"] = str(training.folder)
     get_report().log("Base model training", [vars(config), figures])
     return figures

@@ -40,6 +40,7 @@ from nanochat.common import (
 from nanochat.dataloader import IGNORED
 from nanochat.engine import Engine
 from nanochat.report import get_report
+from nanochat.shares import interval, pass_at
 from tasks.builtin import Sums
 from tasks.common import Conversation, Task
 from tasks.gsm8k import GSM8K
@@ -47,9 +48,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scripts import chat_sft
-
-Z95 = 1.959964
-"""The normal distribution's 97.5 percent point."""
 
 
 @dataclass(frozen=True)
@@ -162,24 +160,6 @@ def objective(model: Any, drawn: Rollout, passes: int, questions: int) -> Iterat
         log_p = -model(inputs, targets, loss_reduction="none").view_as(targets)
         tokens = (targets >= 0).sum().clamp(min=1)
         yield -(log_p * worth[:, None]).sum() / (tokens * passes * questions)
-
-
-def pass_at(right: int, count: int, k: int) -> float:
-    """The chance that one of k answers, drawn without replacement, is right (Chen et al. 2021)."""
-    return 1 - math.comb(count - right, k) / math.comb(count, k)
-
-
-def interval(mean: float, count: int) -> tuple[float, float]:
-    """95 percent limits of a mean reward (Wilson 1927), each question counting as one draw.
-
-    What lies between 0 and 1 varies at most as a coin does, so with several answers a question, or
-    rewards between, the limits are too wide rather than too narrow. They are not [0, 0] where
-    nothing was right.
-    """
-    z2 = Z95**2 / count
-    middle = (mean + z2 / 2) / (1 + z2)
-    half = Z95 * math.sqrt(mean * (1 - mean) / count + z2 / (4 * count)) / (1 + z2)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def gain_interval(before: float, after: float, count: int) -> tuple[float, float]:

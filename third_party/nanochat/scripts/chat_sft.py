@@ -32,6 +32,7 @@ from nanochat.common import (
     get_base_dir,
     of_all,
     print0,
+    set_dtype,
     tracker,
 )
 from nanochat.corpus import WORDS
@@ -45,10 +46,16 @@ from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON
 from tasks.gsm8k import GSM8K
 from tasks.identity import Identity
+from tasks.mmlu import MMLU
 from tasks.smoltalk import SmolTalk
 from tasks.spellingbee import SimpleSpelling, SpellingBee
 from torch import Tensor
 from tqdm import tqdm
+
+from scripts.chat_eval import Asking, score_of
+
+METRICS_TOKENS = 64
+"""How long an answer may be that a metric is made of."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,8 @@ def mixtures(data: str) -> tuple[Task, Task, dict[str, Task]]:
             SpellingBee(300, "train"),
         ]
     )
-    return train, SmolTalk("test"), {}
+    asked = {"mmlu": MMLU("all", "test"), "arc_easy": ARC("ARC-Easy", "test")}
+    return train, SmolTalk("test"), asked
 
 
 class _Rows(Task):
@@ -168,21 +176,6 @@ def mean_loss(model: Any, batches: Iterator[tuple[Tensor, Tensor, Any]], steps: 
         dist.all_reduce(mean)
         mean /= dist.get_world_size()
     return float(mean)
-
-
-def accuracy(
-    engine: Engine, task: Task, max_problems: int = -1, max_tokens: int = 64
-) -> tuple[int, int]:
-    """How many problems of a task the greedy answer solves, and of how many."""
-    count = len(task) if max_problems < 0 else min(max_problems, len(task))
-    tokenizer, right = engine.tokenizer, 0
-    engine.model.eval()
-    for problem in itertools.islice(task, count):
-        prompt = tokenizer.render_for_completion(problem)
-        rows, _ = engine.generate_batch(prompt, max_tokens=max_tokens, temperature=0.0)
-        right += bool(task.evaluate(problem, tokenizer.decode(rows[0][len(prompt) :])))
-    engine.model.train()
-    return right, count
 
 
 def exchanges(engine: Engine, task: Task, count: int = 3, max_tokens: int = 64) -> str:
@@ -322,10 +315,15 @@ class Tuning:
         due = last or (every > 0 and self.step and self.step % every == 0)
         if due and config.eval_metrics_max_problems > 0:
             engine = Engine(self.model, self.tokenizer)
+            asking = Asking(
+                config.device_batch_size * 2,
+                max_new_tokens=METRICS_TOKENS,
+                max_problems=config.eval_metrics_max_problems,
+            )
             for name, task in asked.items():
-                right, count = accuracy(engine, task, config.eval_metrics_max_problems)
-                figures[f"{name}_acc"] = right / count
-                print0(f"Step {self.step}: {right} of {count} right in {name}")
+                score = score_of(task, engine, asking)
+                figures[f"{name}_acc"] = score.accuracy
+                print0(f"Step {self.step}: {score.passed} of {len(score.right)} right in {name}")
         return figures
 
     def save(self, figures: dict[str, float], resumable: bool) -> None:
@@ -405,18 +403,6 @@ def kept_states(meta: dict[str, Any], world: int, origin: str, source: str) -> l
             f"start a new one from its weights with --source={source}"
         )
     return kept
-
-
-def set_dtype(model: Any, name: str) -> None:
-    """Compute in `bfloat16` or `float32` on a GPU; elsewhere it is float32 whatever is asked for.
-
-    Raises:
-        Refused: The name is another.
-    """
-    if name not in ("bfloat16", "float32"):
-        raise Refused(f"unknown dtype {name!r}, choose bfloat16 or float32")
-    if model.get_device().type == "cuda":
-        model.set_compute_dtype(getattr(torch, name))
 
 
 if __name__ == "__main__":

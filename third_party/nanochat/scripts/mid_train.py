@@ -42,6 +42,7 @@ from nanochat.dataloader import mid_data_loader
 from nanochat.engine import Engine
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.report import get_report
+from nanochat.schedules import accumulation, muon_momentum
 from tasks.builtin import Kinds, Sums, Talk
 from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON
@@ -53,7 +54,6 @@ from tasks.spellingbee import SimpleSpelling, SpellingBee
 from tqdm import tqdm
 
 from scripts import chat_sft
-from scripts.base_train import accumulation, muon_momentum
 
 CONSTANT = 0.8
 """The share of a run after which the learning rate goes down."""

@@ -4,9 +4,9 @@
     python -m scripts.speedrun --size=smoke    ten steps of each, to see that all of it works
     python -m scripts.speedrun --size=d20      on a machine with eight GPUs
 
-Stages: texts, tokenizer, base model, mid-training, fine-tuning, learning from rewards. The same
-command again goes on where it was stopped: a stage that is complete is not done again, and one
-that was interrupted resumes from what it saved.
+Stages: texts, tokenizer, base model, mid-training, fine-tuning, learning from rewards, and an
+evaluation after each of the models. The same command again goes on where it was stopped: a stage
+that is complete is not done again, and one that was interrupted resumes from what it saved.
 """
 
 import dataclasses
@@ -25,8 +25,10 @@ from typing import Any
 from nanochat import cli
 from nanochat.checkpoint_manager import FOLDERS, find_steps
 from nanochat.common import Refused, get_base_dir
+from nanochat.execution import require_sandbox
 from nanochat.report import get_report
 
+from scripts.chat_eval import TASKS
 from scripts.tiny import base_folder
 
 
@@ -75,6 +77,9 @@ def small(base: int, tuned: int, rewarded: int, documents: int, vocabulary: int)
     """The stages of a small model on a CPU, from what is built in; the numbers are steps."""
     shape = ("--device_batch_size=16", "--device_type=cpu")
     own = ("--data=builtin", "--device_type=cpu")
+    offline = ("--core_metric_every=-1",)  # the tasks of our own are asked afterwards
+    known = (*own, f"--max_per_task={min(32, tuned)}")
+    tested = (*what_can_be_asked(), *own, f"--max_problems={min(32, tuned)}")
     length = ("--max_seq_len=128", "--total_batch_size=2048", "--eval_tokens=16384")
     base_flags = (
         *("--depth=2", f"--num_iterations={base}", f"--eval_every={base}"),
@@ -93,23 +98,40 @@ def small(base: int, tuned: int, rewarded: int, documents: int, vocabulary: int)
     return [
         Stage("texts", "nanochat.dataset", (f"--builtin={documents}",)),
         Stage("tokenizer", "scripts.tok_train", (f"--vocab_size={vocabulary}",)),
-        Stage("base", "scripts.base_train", (*base_flags, *shape, *length), "base"),
+        Stage("base", "scripts.base_train", (*base_flags, *offline, *shape, *length), "base"),
+        Stage("base-evaluation", "scripts.base_eval", known),
         Stage("mid", "scripts.mid_train", (*mid_flags, "--data=builtin", *shape, *length), "mid"),
+        asked("mid", *tested),
         Stage("sft", "scripts.chat_sft", (*tuned_flags, "--device_batch_size=16", *own), "sft"),
+        asked("sft", *tested),
         Stage("rl", "scripts.chat_rl", (*rewarded_flags, "--device_batch_size=16", *own), "rl"),
+        asked("rl", *tested),
     ]
+
+
+def asked(source: str, *flags: str) -> Stage:
+    """The evaluation of a chat model."""
+    flags = (f"--source={source}", *flags)
+    return Stage(f"evaluation-{source}", "scripts.chat_eval", flags, parallel=True)
+
+
+def what_can_be_asked() -> tuple[str, ...]:
+    """The flags of an evaluation: where no program can be run, it is not about programs."""
+    try:
+        require_sandbox()
+    except Refused as refusal:
+        print(f"HumanEval is left out: {refusal}")
+        return (f"--task_name={'|'.join(name for name in TASKS if name != 'HumanEval')}",)
+    return ()
 
 
 def large(depth: int) -> list[Stage]:
     """The stages of the reference's run; shards are fetched while the tokenizer is learned."""
-
-    def asked(source: str, *flags: str) -> Stage:
-        name = f"evaluation-{source}"
-        return Stage(name, "scripts.chat_eval", (f"--source={source}", *flags), parallel=True)
-
+    tested = what_can_be_asked()
     return [
         Stage("first-shards", "nanochat.dataset", ("--num_files=8",)),
         Stage("shards", "nanochat.dataset", ("--num_files=240",), beside=True),
+        Stage("tasks", "nanochat.core_bundle", beside=True),
         Stage("tokenizer", "scripts.tok_train", ("--max_chars=2000000000",)),
         Stage("tokenizer-evaluation", "scripts.tok_eval"),
         Stage("identity", "tasks.identity"),
@@ -119,9 +141,9 @@ def large(depth: int) -> list[Stage]:
         Stage("base-loss", "scripts.base_loss", parallel=True),
         Stage("base-evaluation", "scripts.base_eval", parallel=True),
         Stage("mid", "scripts.mid_train", (), "mid", True),
-        asked("mid"),
+        asked("mid", *tested),
         Stage("sft", "scripts.chat_sft", (), "sft", True),
-        asked("sft"),
+        asked("sft", *tested),
         Stage("rl", "scripts.chat_rl", (), "rl", True),
         asked("rl", "--task_name=GSM8K"),
     ]

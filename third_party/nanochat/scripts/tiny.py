@@ -26,13 +26,13 @@ from nanochat import cli, dataset
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import Refused, get_base_dir
 from nanochat.engine import Engine
+from nanochat.shares import lower_bound
 from nanochat.tokenizer import get_token_bytes, get_tokenizer
 from tasks.builtin import Kinds
 
-from scripts import base_train, chat_cli, chat_sft, tok_train
+from scripts import base_train, chat_cli, chat_eval, chat_sft, tok_train
 
 QUESTION = "What is a heron?"
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -78,24 +78,6 @@ def unigram_bpb() -> float:
     return bits / sum(n * int(sizes[token]) for token, n in counts.items())
 
 
-def lower_bound(right: int, count: int, confidence: float = CONFIDENCE) -> float:
-    """The smallest probability under which so many right answers are not too many.
-
-    Clopper and Pearson's: one-sided, exact for a binomial count.
-    """
-
-    def tail(p: float) -> float:
-        return sum(
-            math.comb(count, k) * p**k * (1 - p) ** (count - k) for k in range(right, count + 1)
-        )
-
-    low, high = 0.0, right / count
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if tail(middle) > 1 - confidence else (middle, high)
-    return low
-
-
 def main(config: Config) -> dict[str, Any]:
     """Run every stage; the figures.
 
@@ -130,6 +112,7 @@ def _stages(config: Config) -> dict[str, Any]:
             num_iterations=config.base_steps,
             eval_every=config.base_steps,
             eval_tokens=32 * config.device_batch_size * config.max_seq_len,
+            core_metric_every=-1,
             sample_every=-1,
         )
     )
@@ -149,7 +132,9 @@ def _stages(config: Config) -> dict[str, Any]:
         )
     )
     model, tokenizer, _ = load_model("sft", torch.device(config.device_type), phase="eval")
-    right, count = chat_sft.accuracy(Engine(model, tokenizer), Kinds("test"))
+    asking = chat_eval.Asking(max_new_tokens=chat_sft.METRICS_TOKENS)
+    score = chat_eval.score_of(Kinds("test"), Engine(model, tokenizer), asking)
+    right, count = score.passed, len(score.right)
     answer = chat_cli.main(
         chat_cli.Config(prompt=QUESTION, temperature=0.0, device_type=config.device_type)
     )

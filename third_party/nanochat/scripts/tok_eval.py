@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nanochat import cli
 from nanochat.common import Refused
 from nanochat.dataset import parquets_iter_batched
+from nanochat.report import get_report
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 
 TEXTS = {
@@ -73,6 +74,8 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     print(f"{'bytes per token':16}" + "".join(f"{name:>14}" for name in table))
     for kind in kinds:
         print(f"{kind:16}" + "".join(f"{row[kind]:14.2f}" for row in table.values()))
+    figures = {f"{name} {kind}": v for name, row in table.items() for kind, v in row.items()}
+    get_report().log("Tokenizer evaluation", ["Bytes per token:", figures])
     return table
 
 

@@ -91,7 +91,7 @@ def load_rows(path: str, name: str | None, split: str) -> Any:
     """The rows of a Hugging Face data set, in the order that `shuffle(seed=42)` gives them.
 
     Raises:
-        Refused: The package `datasets` is not installed.
+        Refused: The package `datasets` is not installed, or the rows cannot be had.
     """
     try:
         import datasets  # type: ignore[import-not-found] # an extra: what runs offline needs none of it
@@ -99,7 +99,14 @@ def load_rows(path: str, name: str | None, split: str) -> Any:
         raise Refused(
             f"{path} is read with the package datasets; install it with `uv sync --extra data`"
         ) from None
-    return datasets.load_dataset(path, name, split=split).shuffle(seed=42)
+    try:
+        return datasets.load_dataset(path, name, split=split).shuffle(seed=42)
+    except Exception as error:  # noqa: BLE001 - the client raises whatever its transport does
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise Refused(
+            f"{path} cannot be had ({reason[0]}); check the network, or say --data=builtin for a few "
+            "questions of our own"
+        ) from None
 
 
 def choose_rows(

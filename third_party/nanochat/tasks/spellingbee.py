@@ -11,7 +11,7 @@ from string import ascii_lowercase
 from typing import Any
 
 from nanochat.common import get_base_dir
-from nanochat.dataset import fetch
+from nanochat.dataset import fetch_once
 
 from tasks.common import Conversation, Task, require_split
 from tasks.gsm8k import extract_answer, last_text
@@ -48,10 +48,7 @@ TEMPLATES = tuple(
 
 def word_list() -> list[str]:
     """The words of `words_alpha.txt` in the base folder, fetched once if it is not there."""
-    path = Path(get_base_dir()) / "words_alpha.txt"
-    if not path.exists():
-        fetch(WORDS_URL, path)
-    return path.read_text().split()
+    return fetch_once(WORDS_URL, Path(get_base_dir()) / "words_alpha.txt").read_text().split()
 
 
 class _Words(Task):

@@ -1,0 +1,290 @@
+"""Train many tiny networks on an NVIDIA GPU, to the bits of the CPU kernel.
+
+The kernel is CUDA C++ (`tiny.cu`), compiled by NVRTC for the very GPU at hand in about a second and
+launched through the driver; both come with the packages of torch on Linux. Of the other routes,
+Triton's float64 products run at half rate and its sums have an order that depends on their layout, and
+numba's CUDA would be one more large package for the same instructions. In C++ every operation can be
+named, which the contract needs, and the text compiles for a processor too, where tests run it.
+
+One launch trains a call's points to their ends. In go the hyperparameters, out come five sums, a length
+and the recorded losses of each point.
+"""
+
+import ctypes
+import functools
+import importlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from fractal_core import pulse
+from fractal_core.errors import Refused
+from fractal_core.kernels import layout
+from fractal_core.kernels.contract import Curves, Problem
+from fractal_core.kernels.layout import Layout
+
+OPERATIONS = 2e13
+"""Of one launch, at most: seconds on a large GPU. Longer calls are cut, so that they show a pulse."""
+
+RECORDED = 2**26
+"""Losses that one launch keeps, at most: half a gigabyte."""
+
+ELSEWHERE = "; `--devices cpu` trains to the same bits without it"
+
+
+class Binary(NamedTuple):
+    """Machine code for one kind of GPU, and what the assembler said about it."""
+
+    code: bytes
+    log: str
+
+
+def compiled(source: bytes, options: Sequence[str], arch: str) -> Binary:
+    """Compile CUDA C++ to machine code; no GPU is needed.
+
+    Args:
+        source: The text.
+        options: Of NVRTC. No multiplication and addition is fused that the text does not fuse.
+        arch: The kind of GPU, for example sm_90.
+
+    Raises:
+        Refused: NVRTC is missing.
+    """
+    nvrtc = _module("nvrtc")
+    every = [*options, f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false"]
+    every.append("--ptxas-options=-v")
+    program = _checked(nvrtc.nvrtcCreateProgram(source, b"tiny.cu", 0, [], []))
+    (failed,) = nvrtc.nvrtcCompileProgram(program, len(every), [o.encode() for o in every])
+    log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+    _checked(nvrtc.nvrtcGetProgramLog(program, log))
+    said = log.rstrip(b" \0").decode()
+    if int(failed):
+        raise RuntimeError(f"NVRTC could not compile for {arch}: {said}")
+    code = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
+    _checked(nvrtc.nvrtcGetCUBIN(program, code))
+    _checked(nvrtc.nvrtcDestroyProgram(program))
+    return Binary(code, said)
+
+
+@functools.cache
+def binary(code: Layout, resident: bool, arch: str) -> Binary:
+    """The kernel of one layout for one kind of GPU.
+
+    Args:
+        code: The layout.
+        resident: The samples fit into shared memory.
+        arch: The kind of GPU.
+    """
+    options = code.constants() + (["-DRESIDENT"] if resident else [])
+    return compiled(layout.SOURCE.read_bytes(), options, arch)
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(f"cuda.bindings.{name}")
+    except ImportError:
+        raise Refused(
+            "training on a GPU needs NVIDIA's compiler and driver bindings: `uv sync --extra cuda` "
+            f"installs them{ELSEWHERE}"
+        ) from None
+
+
+def _checked(answer: tuple) -> Any:
+    """What a call of NVIDIA's libraries returned, unless it failed."""
+    failed, *values = answer
+    if int(failed):
+        raise RuntimeError(f"the GPU's driver answered {failed.name.replace('_', ' ')}")
+    return values[0] if values else None
+
+
+class Gpu:
+    """The first GPU that this process may see.
+
+    Raises:
+        Refused: There is none, or none that the compiler knows.
+    """
+
+    def __init__(self):
+        self.driver = driver = _module("driver")
+        try:
+            _checked(driver.cuInit(0))
+            device = _checked(driver.cuDeviceGet(0))
+        except RuntimeError:
+            raise Refused(f"there is no NVIDIA GPU with a working driver here{ELSEWHERE}") from None
+        self._context = _checked(driver.cuDevicePrimaryCtxRetain(device))
+        self.name = _checked(driver.cuDeviceGetName(128, device)).decode().strip(" \0")
+        kinds = driver.CUdevice_attribute
+        asked = {
+            "processors": kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+            "room": kinds.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            "major": kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            "minor": kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        }
+        found = {n: _checked(driver.cuDeviceGetAttribute(a, device)) for n, a in asked.items()}
+        self.processors: int = found["processors"]
+        self.room: int = found["room"]
+        self.arch = _arch(found["major"], found["minor"], self.name)
+        self._functions: dict[tuple[bytes, bytes], Any] = {}
+
+    def enter(self) -> None:
+        """Make this the GPU of the calling thread."""
+        _checked(self.driver.cuCtxSetCurrent(self._context))
+
+    def function(self, code: bytes, name: bytes, shared: int) -> Any:
+        """A kernel of some machine code, allowed so many bytes of shared memory."""
+        if (code, name) not in self._functions:
+            image = np.frombuffer(code, np.uint8)
+            module = _checked(self.driver.cuModuleLoadData(image.ctypes.data))
+            found = _checked(self.driver.cuModuleGetFunction(module, name))
+            self._functions[code, name] = found
+        function = self._functions[code, name]
+        most = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _checked(self.driver.cuFuncSetAttribute(function, most, shared))
+        return function
+
+    def launch(
+        self, function: Any, blocks: int, threads: int, shared: int, told: ctypes.Structure
+    ) -> float:
+        """Run a kernel whose only argument is a structure, and wait for its end.
+
+        Returns:
+            Seconds on the GPU.
+        """
+        driver = self.driver
+        told_at = np.array([ctypes.addressof(told)], np.uint64)
+        began, ended = (
+            _checked(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_BLOCKING_SYNC))
+            for _ in range(2)
+        )
+        _checked(driver.cuEventRecord(began, 0))
+        _checked(
+            driver.cuLaunchKernel(
+                function, blocks, 1, 1, threads, 1, 1, shared, 0, told_at.ctypes.data, 0
+            )
+        )
+        _checked(driver.cuEventRecord(ended, 0))
+        _checked(driver.cuEventSynchronize(ended))
+        seconds = _checked(driver.cuEventElapsedTime(began, ended)) / 1e3
+        for event in (began, ended):
+            _checked(driver.cuEventDestroy(event))
+        return seconds
+
+
+def _arch(major: int, minor: int, name: str) -> str:
+    """The newest kind of GPU that the compiler knows and whose code this one runs."""
+    known = _checked(_module("nvrtc").nvrtcGetSupportedArchs())
+    fitting = [kind for kind in known if kind // 10 == major and kind % 10 <= minor]
+    if not fitting:
+        raise Refused(f"NVRTC does not know the {name} (sm_{major}{minor}){ELSEWHERE}")
+    return f"sm_{max(fitting)}"
+
+
+class _Memory:
+    """Copies of arrays on the GPU, for as long as a context lasts."""
+
+    def __init__(self, gpu: Gpu, arrays: dict[str, np.ndarray]):
+        self._driver, self._arrays, self.places = gpu.driver, arrays, {}
+
+    def __enter__(self) -> "_Memory":
+        try:
+            for name, array in self._arrays.items():
+                place = _checked(self._driver.cuMemAlloc(max(array.nbytes, 1)))
+                self.places[name] = place
+        except RuntimeError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for place in self.places.values():
+            _checked(self._driver.cuMemFree(place))
+
+    def send(self, *names: str) -> None:
+        """Copy these to the GPU."""
+        for name in names:
+            array = self._arrays[name]
+            if array.nbytes:
+                _checked(
+                    self._driver.cuMemcpyHtoD(self.places[name], array.ctypes.data, array.nbytes)
+                )
+
+    def fetch(self, *names: str) -> None:
+        """Copy these back."""
+        for name in names:
+            array = self._arrays[name]
+            if array.nbytes:
+                _checked(
+                    self._driver.cuMemcpyDtoH(array.ctypes.data, self.places[name], array.nbytes)
+                )
+
+
+gpu = functools.cache(Gpu)
+"""The GPU, found once in a process."""
+
+
+def at_once(problem: Problem, points: int, recorded: int, filling: int) -> int:
+    """Points of one launch.
+
+    Args:
+        problem: What is trained.
+        points: How many there are.
+        recorded: Losses kept of each.
+        filling: Points that the GPU trains at the same time; no launch but the last has fewer.
+    """
+    samples, width = problem.inputs.shape
+    batch = 0 if problem.batch_index is None else problem.batch_index.shape[1]
+    each = (samples + batch) * (4.0 * width**2 + 16 * width) * problem.steps
+    most = min(OPERATIONS / each, RECORDED / max(recorded, 1), points)
+    return max(1, filling, int(most))
+
+
+def train(
+    problem: Problem,
+    hyper: Float64[np.ndarray, "points 4"],
+    record: Sequence[int] | Int64[np.ndarray, " recorded"] = (),
+    code: Layout | None = None,
+) -> Curves:
+    """Train one network per row of `hyper`, with the arithmetic of `contract`.
+
+    Args:
+        problem: What all networks share.
+        hyper: Learning rate of the input weights and of the output weights, offset added to the
+            initial input weights, drift added to the input weights at every step.
+        record: Steps whose losses to return, in rising order.
+        code: How the network is laid out over threads, which changes no bit; the usual way if None.
+
+    Raises:
+        ValueError: The recorded steps do not rise from 0 to at most `problem.steps` - 1.
+        Refused: There is no GPU that could be used, or NVIDIA's packages are missing.
+        RuntimeError: The GPU failed, or has not enough memory.
+    """
+    steps = layout.rising(problem, record)
+    code = code or Layout.of(problem)
+    here = gpu()
+    here.enter()
+    samples = len(problem.targets)
+    resident = code.resident(samples, here.room)
+    shared = code.shared(samples if resident else 0)
+    function = here.function(binary(code, resident, here.arch).code, b"train", shared)
+    size = at_once(problem, len(hyper), len(steps), here.processors * code.groups)
+    drifting = bool(np.any(hyper[:, 3]))
+    every = layout.shared_arrays(problem, code, steps)
+    scores, ends = np.empty((len(hyper), 5)), np.empty(len(hyper), np.int32)
+    losses = np.empty((len(hyper), len(steps)))
+    with _Memory(here, every) as common:
+        common.send(*every)
+        for first in range(0, len(hyper), size):
+            part = slice(first, min(first + size, len(hyper)))
+            mine = layout.point_arrays(problem, hyper[part], len(steps))
+            told = layout.numbers(problem, len(mine["hyper"]), len(steps), drifting)
+            with _Memory(here, mine) as own:
+                own.send("hyper", "queue")
+                for name, place in (common.places | own.places).items():
+                    setattr(told, name, int(place))
+                here.launch(function, here.processors, code.threads, shared, told)
+                own.fetch("scores", "ends", "losses")
+            scores[part], ends[part], losses[part] = mine["scores"], mine["ends"], mine["losses"]
+            pulse.tick()
+    return layout.curves(problem, scores, ends, losses)

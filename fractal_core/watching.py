@@ -1,0 +1,303 @@
+"""What the page of a sweep shows and does: how far it is, who works on it, what failed and why."""
+
+import collections
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+
+from fractal_core import control, explore, machine, planner, sight, singles
+from fractal_core.agenda import fingerprint
+from fractal_core.explore import View
+from fractal_core.store import Store
+from fractal_core.sweep import Sweep
+
+
+def begin(
+    root: Path, name: str, label: str, sweep: Sweep, options: Sequence[str], parent: str = ""
+) -> str:
+    """Make the run folder of a sweep and have a process of its own fill it; returns its name.
+
+    A recipe that has a folder already is gone on with there, unless another name is given.
+
+    Args:
+        root: Where runs are.
+        name: Of the folder; empty for one that follows from the recipe.
+        label: What that one begins with.
+        sweep: The recipe.
+        options: Of `fractal run`.
+        parent: The run that this is a part of.
+
+    Raises:
+        Refused: The name is no name or holds another recipe, or the map cannot be begun.
+    """
+    sweep.require_resolution()
+    planner.notes(sweep)
+    above = root / parent if parent else None
+    view = explore.view_of(root, sweep, label, above)
+    if name:
+        view = View(sweep, root / singles.require_name(name), None, above)
+    store = Store.create(view.path, sweep)
+    if parent:
+        store.files.put_once("origin.json", json.dumps({"parent": parent}).encode())
+    resume(store, options)
+    return view.name
+
+
+def resume(store: Store, options: Sequence[str] = ()) -> None:
+    """Have a process work on what is missing; one that does already is left alone."""
+    if store.missing():
+        control.start_detached(store.path, options)
+
+
+def inside(view: View, box: Sequence[float], rows: int, cols: int) -> Sweep:
+    """The recipe of a run on a dragged rectangle of its map, with a grid of its own.
+
+    Raises:
+        Refused: It would show rounding: neighbours are too close, or so says the run's seeing.
+    """
+    sweep = view.sweep.zoom(view.sweep.region.drag(box, rows, cols))
+    sweep.require_resolution()
+    if view.store is not None:
+        sight.require_sight(view.store, sweep)
+    return sweep
+
+
+def label_of(name: str) -> str:
+    """What the names of a run and of its zooms have in common."""
+    return name.rpartition("-")[0] or name
+
+
+def cost_in_words(cost: planner.Cost, places: Sequence[machine.Slot]) -> str:
+    """A cost as a line for a person."""
+    kinds = collections.Counter(slot.device for slot in places)
+    where = " and ".join(f"{count} on {device}" for device, count in kinds.items())
+    wait = "no run like these was timed here yet"
+    if cost.seconds is not None:
+        wait = f"about {explore.duration(cost.seconds)}"
+    plural = "worker" if len(places) == 1 else "workers"
+    apart = "no neighbours" if cost.ulps == float("inf") else f"{cost.ulps:.3g} ulps apart"
+    return (
+        f"{cost.runs:,} runs, {wait} with {len(places)} {plural} ({where}); neighbours are {apart}, "
+        f"{cost.digits:.1f} digits left to zoom"
+    )
+
+
+@dataclass(frozen=True)
+class Glance:
+    """How a sweep is doing at one moment.
+
+    Args:
+        state: complete, running, stopping or stopped.
+        done: Runs that are done, of `total`.
+        failed: Units whose last attempt failed.
+        rate: How fast it goes, for a person; empty if nobody works.
+        left: How long it still takes, for a person; empty if nobody knows.
+        slots: A row per worker.
+        gpus: A row per GPU.
+        failures: What failed, by cause.
+    """
+
+    state: str
+    done: int
+    total: int
+    failed: int
+    rate: str
+    left: str
+    slots: pd.DataFrame
+    gpus: pd.DataFrame
+    failures: "tuple[Failure, ...]"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Units that failed for one cause.
+
+    Args:
+        cause: In the words of the most common one.
+        units: Their names.
+        exit_code: Of the last of them.
+        log: The end of what its worker said.
+    """
+
+    cause: str
+    units: tuple[str, ...]
+    exit_code: int | None
+    log: str
+
+
+def failures(store: Store) -> tuple[Failure, ...]:
+    """What failed, by cause as `fractal status` groups it, the largest group first."""
+    groups: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for unit, note in store.failures().items():
+        groups.setdefault(fingerprint(note["cause"]), []).append((unit, note))
+    found = []
+    for group in groups.values():
+        last = max((note for _, note in group), key=lambda note: note.get("time", 0.0))
+        causes = collections.Counter(note["cause"] for _, note in group)
+        found.append(
+            Failure(
+                cause=causes.most_common(1)[0][0],
+                units=tuple(sorted(unit for unit, _ in group)),
+                exit_code=last.get("exit_code"),
+                log=last.get("log", ""),
+            )
+        )
+    return tuple(sorted(found, key=lambda failure: -len(failure.units)))
+
+
+class Meter:
+    """How busy processes are between two looks."""
+
+    def __init__(self):
+        self._known: dict[int, psutil.Process] = {}
+
+    def percent(self, pid: int | None) -> float | None:
+        """Share of one core that a process took since the last look, in percent; None at first."""
+        if not pid:
+            return None
+        first = pid not in self._known
+        try:
+            if first:
+                self._known[pid] = psutil.Process(pid)
+            used = self._known[pid].cpu_percent()
+        except psutil.Error:
+            self._known.pop(pid, None)
+            return None
+        return None if first else used
+
+
+def glance(store: Store, meter: Meter) -> Glance:
+    """Look at a sweep, from the disk and from the processes that it names."""
+    progress = control.progress(store)
+    running = progress.process is not None
+    state = "running" if running else "stopped" if progress.units_missing else "complete"
+    if running and _stopping(store):
+        state = "stopping"
+    if not running and progress.done == 0:
+        state = "not begun"
+    seconds = progress.seconds_remaining if running else None
+    return Glance(
+        state=state,
+        done=progress.done,
+        total=progress.points,
+        failed=progress.failed,
+        rate=_rate(progress.points_per_second) if running else "",
+        left="" if seconds is None else explore.duration(seconds),
+        slots=_slots(progress.slots if running else [], meter),
+        gpus=_gpus() if running else pd.DataFrame(),
+        failures=failures(store),
+    )
+
+
+def _stopping(store: Store) -> bool:
+    try:
+        told = json.loads((store.path / "state" / "status.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return bool(told.get("stopping"))
+
+
+def _rate(per_second: float | None) -> str:
+    """How fast runs are, or how long one takes where that says more."""
+    if not per_second:
+        return ""
+    return f"{per_second:,.0f} points/s" if per_second >= 1 else f"{1 / per_second:.3g} s per point"
+
+
+def _slots(slots: Sequence[dict[str, Any]], meter: Meter) -> pd.DataFrame:
+    now = time.time()
+    rows = []
+    for slot in slots:
+        used = meter.percent(slot["process"])
+        rows.append(
+            {
+                "slot": slot["index"],
+                "device": slot["device"],
+                "process": slot["process"] or "-",
+                "unit": slot["unit"] or "waits",
+                "for": explore.duration(now - slot["since"]) if slot["since"] else "-",
+                "CPU": "-" if used is None else f"{used:.0f} %",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _gpus() -> pd.DataFrame:
+    rows = [
+        {
+            "GPU": f"cuda:{gpu.index}",
+            "name": gpu.name,
+            "used": f"{gpu.used_percent:.0f} %",
+            "memory": f"{gpu.memory_used / 2**30:.1f} of {gpu.memory_total / 2**30:.0f} GiB",
+            "processes": ", ".join(map(str, gpu.processes)),
+        }
+        for gpu in machine.gpus()
+    ]
+    return pd.DataFrame(rows)
+
+
+def stop(store: Store) -> None:
+    """Ask whoever works on a run to end: once, and it finishes what it has in hand; again, and not."""
+    control.ask_to_stop(store.path)
+
+
+def recipe_in_words(sweep: Sweep) -> str:
+    """What a map is of, in a line."""
+    rows, cols = sweep.grid.shape
+    experiment: Any = sweep.experiment
+    kept = {name: getattr(experiment, name, None) for name in ("checkpoint", "activation")}
+    what = next((str(value) for value in kept.values() if value), type(experiment).__name__)
+    steps = next((getattr(experiment, n) for n in planner.LENGTHS if hasattr(experiment, n)), None)
+    length = "" if steps is None else f", {steps:,} steps"
+    return f"{type(experiment).__name__} ({what}), {rows} x {cols} points{length}"
+
+
+def lone_point(view: View, x: float, y: float) -> str:
+    """Where the single run of a clicked point is found."""
+    return (
+        "open single_run.py at ?run="
+        f"{view.name}&x={x!r}&y={y!r} to train the point of that cell alone, and watch it"
+    )
+
+
+def headline(now: Glance) -> str:
+    """State, bar and numbers, as HTML that tests can read."""
+    share = now.done / max(1, now.total)
+    parts = [
+        f"<b data-testid='state'>{now.state}</b>",
+        f"<span data-testid='done'>{now.done:,} of {now.total:,} runs</span>",
+        f"<progress max='1' value='{share:.4f}' style='width:14rem'></progress>",
+        f"<span data-testid='failed'>{now.failed:,} units failed</span>",
+    ]
+    parts += [f"<span>{now.rate}</span>"] if now.rate else []
+    parts += [f"<span data-testid='left'>about {now.left} to go</span>"] if now.left else []
+    return (
+        "<div style='display:flex;flex-wrap:wrap;gap:1.2rem;align-items:center'>"
+        f"{''.join(parts)}</div>"
+    )
+
+
+def as_html(frame: pd.DataFrame) -> str:
+    """A small table that a poll may replace every second without a flicker."""
+    return frame.to_html(index=False, border=0, justify="left", classes="fractal-table")
+
+
+def failure_table(found: Sequence[Failure]) -> pd.DataFrame:
+    """A row for every cause."""
+    return pd.DataFrame(
+        [
+            {
+                "cause": failure.cause,
+                "units": len(failure.units),
+                "the first of them": failure.units[0],
+                "exit code": failure.exit_code,
+            }
+            for failure in found
+        ]
+    )

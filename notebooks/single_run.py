@@ -1,0 +1,338 @@
+"""Train one point, watch its loss as it comes, and lay it beside other single runs."""
+
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App(width="full", app_title="fractal single run")
+
+with app.setup(hide_code=True):
+    import html
+    from pathlib import Path
+
+    import altair as alt
+    import marimo as mo
+
+    from fractal_core import Refused, explore, planner, singles
+    from fractal_core.single import Watch
+
+    ROOT = Path("runs")
+
+
+@app.cell(hide_code=True)
+def title():
+    mo.md("""
+    # One run, watched
+    Choose a point and settings, train it in a process of its own, and see the loss as it comes:
+    a tiny network or a language model. What it came to is kept, and laid beside the others.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def navigation():
+    query = mo.query_params()
+    control = explore.may_control(mo.app_meta().mode)
+    leave = "" if control else "open with --allow-control to start or stop runs"
+    get_address, set_address = mo.state(dict(query.to_dict()))
+    get_trouble, set_trouble = mo.state("")
+
+    def go(name):
+        """Show a single run, or the form; the address is all that the notebook remembers."""
+        for _key in ("run", "x", "y"):
+            if _key in query:
+                query.remove(_key)
+        if name:
+            query.set("run", name)
+        set_trouble("")
+        set_address({"run": name} if name else {})
+
+    def attempt(action):
+        """Do something, or say in a sentence why it cannot be done."""
+        try:
+            set_trouble("")
+            action()
+        except (Refused, OSError) as error:
+            set_trouble(str(error))
+
+    return attempt, control, get_address, get_trouble, go, leave
+
+
+@app.cell(hide_code=True)
+def current(get_address):
+    run, origin, _wrong = None, None, ""
+    try:
+        origin = singles.from_address(ROOT, get_address())
+        if origin is None and get_address().get("run"):
+            run = singles.open_single(ROOT, get_address()["run"])
+    except Refused as _error:
+        _wrong = str(_error)
+    mo.callout(_wrong, kind="warn") if _wrong else None
+    return origin, run
+
+
+@app.cell(hide_code=True)
+def refused(get_trouble):
+    mo.callout(get_trouble(), kind="warn") if get_trouble() else None
+    return
+
+
+@app.cell(hide_code=True)
+def side(run):
+    _names = singles.names(ROOT)
+    opened = mo.ui.dropdown(
+        _names, value=run.name if run and run.name in _names else None, label="run", searchable=True
+    )
+    fresh = mo.ui.run_button(label="choose another point", disabled=run is None)
+    over = mo.ui.radio(["loss", "ratio"], value="loss", label="**compare by**")
+    mo.sidebar([mo.md("### Single run"), opened, fresh, over], width="15rem")
+    return fresh, opened, over
+
+
+@app.cell(hide_code=True)
+def choosing(fresh, go, opened, run):
+    if fresh.value:
+        go("")
+    elif opened.value and (run is None or opened.value != run.name):
+        go(opened.value)
+    return
+
+
+@app.cell(hide_code=True)
+def what(origin):
+    preset = mo.ui.dropdown(
+        planner.PRESETS, value="tanh", label="experiment", disabled=origin is not None
+    )
+    return (preset,)
+
+
+@app.cell(hide_code=True)
+def inputs(origin, preset):
+    begun = origin or singles.from_preset(preset.value)
+    point = mo.ui.array(
+        [
+            mo.ui.text(planner.text_of(value), label=axis)
+            for axis, value in zip(begun.experiment.axes, begun.point, strict=True)
+        ]
+    )
+    settings = mo.ui.dictionary(
+        {
+            choice.name: mo.ui.dropdown(choice.options, value=choice.value, label=choice.name)
+            if choice.options
+            else mo.ui.text(choice.value, label=choice.name)
+            for choice in planner.choices(begun.experiment)
+            if choice.name not in begun.experiment.axes
+        }
+    )
+    seed = mo.ui.number(0, 2**31, value=begun.seed, label="seed")
+    samples = mo.ui.number(0, 50, value=5, label="questions answered before and after")
+    look = mo.ui.number(1, 10**6, value=200, label="steps between looks at the validation loss")
+    return begun, look, point, samples, seed, settings
+
+
+@app.cell(hide_code=True)
+def form(begun, look, origin, point, preset, run, samples, seed, settings):
+    mo.stop(run is not None)
+    _main = [settings[name] for name in (*planner.LENGTHS, "dtype") if name in settings.value]
+
+    def _line(*elements):
+        return mo.hstack(elements, justify="start", align="end", wrap=True)
+
+    _from = mo.md(f"from the map **{origin.label}**") if origin else preset
+    mo.vstack(
+        [
+            _line(_from, *point, seed),
+            _line(*_main, *([samples, look] if singles.answers(begun.experiment) else [])),
+            mo.accordion(
+                {
+                    "All settings": mo.hstack(
+                        list(settings.elements.values()), wrap=True, justify="start"
+                    )
+                }
+            ),
+        ]
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def asked(begun, point, run, seed, settings):
+    mo.stop(run is not None)
+    try:
+        _changes = planner.changed(begun.experiment, settings.value)
+        plan, _words = singles.planned(begun, *point.value, seed.value, _changes), ""
+        _words = "".join(f"note: {html.escape(note)}<br>" for note in planner.notes(plan))
+    except Refused as _error:
+        plan, _words = None, html.escape(f"cannot be done: {_error}")
+    mo.Html(f"<div data-testid='plan'>{_words}</div>") if _words else None
+    return (plan,)
+
+
+@app.cell(hide_code=True)
+def starting_form(control, leave, plan):
+    name = mo.ui.text(placeholder="name (or leave it out)")
+    start = mo.ui.run_button(
+        label="train it", kind="success", disabled=plan is None or not control, tooltip=leave
+    )
+    mo.hstack([name, start], justify="start")
+    return name, start
+
+
+@app.cell(hide_code=True)
+def starting(attempt, begun, control, go, look, name, plan, samples, start):
+    if start.value and control and plan is not None:
+        _watch = Watch(eval_every=look.value, samples=samples.value)
+        attempt(lambda: go(singles.begin(ROOT, name.value, begun.label, plan, _watch)))
+    return
+
+
+@app.cell(hide_code=True)
+def ticking(run):
+    mo.stop(run is None)
+    tick = mo.ui.refresh(options=["1s", "5s", "30s"], default_interval="1s")
+    # Two states, so that a longer curve rebuilds no button and no table.
+    get_phase, set_phase = mo.state(run.phase)
+    get_size, set_size = mo.state(run.size)
+    return get_phase, get_size, set_phase, set_size, tick
+
+
+@app.cell(hide_code=True)
+def looking(get_phase, get_size, run, set_phase, set_size, tick):
+    tick
+    if (_size := run.size) != get_size():
+        set_size(_size)
+    if (_phase := run.phase) != get_phase():
+        set_phase(_phase)
+    return
+
+
+@app.cell(hide_code=True)
+def outcome(get_phase, run):
+    _state = get_phase()
+    _words = mo.Html(
+        f"<div><b data-testid='name'>{run.name}</b> · <span data-testid='state'>{_state}</span>"
+        f"<br><span data-testid='reason'>{html.escape(singles.reason(run))}</span></div>"
+    )
+    _log = mo.accordion({"What its process said": mo.plain_text(run.last_words or "nothing")})
+    mo.vstack([_words, _log] if _state == "broken off" else [_words])
+    return
+
+
+@app.cell(hide_code=True)
+def steering(control, get_phase, leave, tick):
+    _phase = get_phase()
+    stop = mo.ui.run_button(
+        label="stop", disabled=_phase != "training" or not control, tooltip=leave
+    )
+    again = mo.ui.run_button(
+        label="train it again", disabled=_phase != "broken off" or not control, tooltip=leave
+    )
+    mo.hstack([stop, again, tick], justify="start")
+    return again, stop
+
+
+@app.cell(hide_code=True)
+def acting(again, attempt, control, run, stop):
+    if stop.value and control:
+        attempt(lambda: singles.stop(run))
+    elif again.value and control:
+        attempt(lambda: singles.resume(run))
+    return
+
+
+@app.cell(hide_code=True)
+def others(get_phase):
+    get_phase()
+    _all = singles.opened(ROOT, singles.names(ROOT))
+    compared = mo.ui.table(
+        singles.table(_all),
+        selection="multi",
+        page_size=8,
+        show_column_summaries=False,
+        show_data_types=False,
+    )
+    return (compared,)
+
+
+@app.cell(hide_code=True)
+def curve(compared, get_size, over, run):
+    get_size()
+    _wanted = [name for name in compared.value["run"] if name != run.name]
+    _frame = singles.curves([run, *singles.opened(ROOT, _wanted)])
+    _base = alt.Chart(_frame).encode(
+        x=alt.X("step:Q", title="step"),
+        y=alt.Y(
+            f"{over.value}:Q",
+            title="loss" if over.value == "loss" else "loss over the first loss",
+            scale=alt.Scale(type="log"),
+        ),
+        color=alt.Color("run:N", sort=None),
+        tooltip=["run", "step", "loss", "ratio"],
+    )
+    _loss = _base.mark_line(clip=True).properties(width="container", height=300)
+    _seen = int((_frame["run"] == run.name).sum())
+    mo.vstack(
+        [
+            mo.ui.altair_chart(_loss, chart_selection=False, legend_selection=False),
+            mo.Html(f"<small data-testid='points' data-points='{_seen}'>{_seen:,} losses</small>"),
+        ]
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def learning_rates(get_size, run):
+    get_size()
+    _chart = (
+        alt.Chart(singles.rates(run))
+        .mark_line()
+        .encode(
+            x=alt.X("step:Q", title="step"),
+            y=alt.Y("rate:Q", title="learning rate"),
+            color=alt.Color("group:N", sort=None),
+            tooltip=["group", "step", "rate"],
+        )
+        .properties(width="container", height=140)
+    )
+    mo.ui.altair_chart(_chart, chart_selection=False, legend_selection=False)
+    return
+
+
+@app.cell(hide_code=True)
+def answers(get_phase, run):
+    mo.stop(get_phase() != "complete" or not run.samples)
+    mo.vstack(
+        [
+            mo.md("**Questions of the validation set, before and after**"),
+            mo.ui.table(
+                singles.sample_table(run),
+                selection=None,
+                show_column_summaries=False,
+                show_data_types=False,
+                show_download=False,
+                wrapped_columns=["question", "expected", "before", "after"],
+            ),
+        ]
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def kept(run):
+    mo.stop(run is None)
+    mo.md(
+        f"**Kept** in `{run.store.path}`; the same run anywhere else:\n"
+        f"```\n{singles.line(run.store.path, run.store.sweep)}\n```"
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def comparison(compared):
+    mo.vstack(
+        [mo.md("**All single runs.** Select some, and their curves join the one above."), compared]
+    )
+    return
+
+
+if __name__ == "__main__":
+    app.run()

@@ -1,0 +1,250 @@
+"""The GPU kernel without a GPU: its arithmetic on this processor, its machine code for three others."""
+
+import json
+from dataclasses import replace
+from math import inf
+
+import kernelhost
+import numpy as np
+import pytest
+from test_contract import DIGESTS, digest, windows
+from test_kernels import (
+    ACTIVATIONS,
+    DTYPES,
+    assert_same,
+    points_of,
+    problem_of,
+    sample_arguments,
+    subset,
+    tanh_of,
+)
+
+from fractal_core import PRESETS, Refused, TinyNetworks, machine
+from fractal_core.bench import cuda as bench_cuda
+from fractal_core.bench import machinecode, tiny
+from fractal_core.kernels import cpu, cuda
+from fractal_core.kernels.contract import TANH
+from fractal_core.kernels.layout import Layout
+
+
+@pytest.fixture(params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
+def equal(request):
+    """Asserts that the GPU kernel, on this processor or on a GPU, gives the bits of the CPU kernel."""
+    train = {"host": kernelhost.train, "gpu": cuda.train}[request.param]
+
+    def assert_equal(problem, hyper, record=(), code=None):
+        wanted = cpu.train(problem, hyper, record=record)
+        assert_same(train(problem, hyper, record, code), wanted)
+        return wanted
+
+    return assert_equal
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [None, 5])
+def test_every_loss_has_the_bits_of_the_cpu_kernel(equal, activation, dtype, batch):
+    """Runs that end, runs with offsets and runs with drifts, at an odd number of samples."""
+    problem = problem_of(activation, dtype, width=16, samples=19, steps=30, batch=batch, window=7)
+    hyper = points_of(60, high=3.5)
+    hyper[:6, 2] = np.linspace(-1, 1, 6)
+    hyper[3:9, 3] = np.linspace(-0.02, 0.02, 6)
+    hyper[9, :2] = 1e20 if dtype == "float32" else 1e160
+    wanted = equal(problem, hyper, range(30))
+    assert set(wanted.steps) > {30}
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 11, 32])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_width_has_the_bits_of_the_cpu_kernel(equal, width, dtype):
+    """Also widths that leave some of a group's units unused."""
+    problem = problem_of(dtype=dtype, width=width, samples=5, steps=8)
+    equal(problem, points_of(8), range(8))
+
+
+@pytest.mark.parametrize(
+    ("name", "experiment", "points"), list(windows()), ids=lambda v: str(v)[:24]
+)
+def test_golden_windows_have_the_bits_of_the_cpu_kernel(equal, name, experiment, points):
+    """Points spread over every golden window, and over every preset in both precisions."""
+    hyper = experiment.hyperparameters(points[:: len(points) // 12])
+    equal(experiment.problem(0), hyper)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_layout_changes_no_bit(equal, dtype):
+    """Units of a thread and samples at a time say who adds, not in which order."""
+    problem = problem_of(dtype=dtype, width=13, samples=11, steps=12)
+    code = Layout.of(problem)
+    for units, samples in [(1, 3), (4, 1), (16, 2)]:
+        equal(problem, points_of(9), code=replace(code, units=units, samples=samples))
+
+
+def test_ends_and_edges_are_those_of_the_cpu_kernel(equal):
+    """A ceiling, a first loss that is not finite, one of zero, one sample, recorded steps."""
+    problem = problem_of("relu", steps=40)
+    equal(replace(problem, ceiling=1e3), points_of(40, high=2), [0, 7, 39])
+    huge = np.array([[0.1, 0.1, 1e200, 0.0], [0.1, 0.1, 0.0, 0.0]])
+    assert equal(problem_of("identity"), huge, [0, 5]).first[0] == inf
+    still = replace(problem_of(), inputs=np.zeros((5, 3)), targets=np.zeros(5))
+    equal(still, points_of(2))
+    equal(problem_of(samples=1, steps=5), points_of(3), range(5))
+
+
+def test_tanh_is_that_of_the_cpu_kernel():
+    """For arguments of every size, at every edge, infinite and nan."""
+    for dtype in DTYPES:
+        info, limit = np.finfo(dtype), TANH[dtype].limit
+        near = np.linspace(limit - 1e-3, limit + 1e-3, 2001, dtype=dtype)
+        odd = np.array([0, info.tiny, info.max, np.inf, np.nan, limit], dtype)
+        x = np.concatenate([sample_arguments(dtype), near, odd])
+        x = np.concatenate([x, -x])
+        np.testing.assert_array_equal(kernelhost.tanh(x), tanh_of(dtype)(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("name", "experiment", "points"), list(windows()), ids=lambda v: str(v)[:24]
+)
+def test_whole_golden_windows_on_a_gpu(name, experiment, points, monkeypatch):
+    """An experiment in a process that was given a GPU has the digests of the contract."""
+    monkeypatch.setenv("FRACTAL_DEVICE", "cuda")
+    assert digest(experiment, points) == json.loads(DIGESTS.read_text())["windows"][name]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_neighbours_change_no_bit_on_a_gpu(dtype):
+    """Neither does how many points there are, more or fewer than the GPU trains at a time."""
+    problem = problem_of("relu", dtype, width=16, samples=18, steps=30, batch=6)
+    hyper = points_of(20_000, high=3.5)
+    whole = cuda.train(problem, hyper)
+    assert_same(whole, cpu.train(problem, hyper))
+    for some in (np.arange(1), np.arange(7, 300), np.random.default_rng(1).permutation(20_000)):
+        assert_same(cuda.train(problem, hyper[some]), subset(whole, some))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [None, 5])
+def test_samples_that_do_not_fit_on_a_gpu(batch):
+    """Samples in the memory of the whole GPU train as those of a processor do."""
+    problem = problem_of(width=16, samples=5001, steps=5, batch=batch)
+    assert_same(cuda.train(problem, points_of(50)), cpu.train(problem, points_of(50)))
+
+
+# Its machine code
+
+
+@pytest.mark.parametrize("arch", machinecode.ARCHS)
+@pytest.mark.parametrize(
+    ("activation", "dtype", "batch", "registers"),
+    [
+        ("tanh", "float64", None, 255),
+        ("tanh", "float32", None, 128),
+        ("tanh", "float64", 16, 255),
+        ("relu", "float64", None, 255),
+        ("identity", "float32", None, 128),
+    ],
+)
+def test_the_machine_code_is_what_the_contract_says(arch, activation, dtype, batch, registers):
+    """Nothing is spilled, a processor holds the warps it should, and no operation is added or fused."""
+    problem = problem_of(activation, dtype, width=16, samples=272, batch=batch)
+    found = machinecode.report(Layout.of(problem), arch)
+    print(found)
+    assert found.spilled == 0
+    assert found.registers <= registers
+    assert found.registers * found.code.threads <= 2**16
+    if batch is None:
+        assert found.loop == machinecode.wanted(found.code)
+
+
+@pytest.mark.parametrize("width", [1, 8, 24, 32])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_width_is_spilled(width, dtype):
+    """Weights and gradients of every width stay in registers on an H100."""
+    found = machinecode.report(Layout.of(problem_of(dtype=dtype, width=width, batch=3)), "sm_90")
+    assert found.spilled == 0
+
+
+def test_the_bound_of_an_h100():
+    """What its arithmetic allows at the clock that it sustains is well above what is asked of it."""
+    for dtype, asked in [("float64", 55e6), ("float32", 95e6)]:
+        code = Layout.of(problem_of(dtype=dtype, width=16))
+        assert machinecode.report(code, "sm_90").bound(272, 132, 1.755e9) > asked
+
+
+def test_what_does_not_fit_stays_in_global_memory():
+    """Samples that are too many for a processor's memory are read from the GPU's; tables always fit."""
+    code = Layout.of(problem_of(width=16))
+    assert code.resident(272, 227 * 2**10)
+    assert not code.resident(4000, 227 * 2**10)
+    assert code.resident(0, 64 * 2**10)
+    assert cuda.binary(code, False, "sm_90").code != cuda.binary(code, True, "sm_90").code
+
+
+def test_the_peak_is_that_of_multiply_adds():
+    """The loop that measures a card has nothing but fused multiply-adds to wait for."""
+    source = bench_cuda.PEAK.encode()
+    for dtype, real, fma in [("float64", "double", "__fma_rn"), ("float32", "float", "__fmaf_rn")]:
+        binary = cuda.compiled(source, [f"-DREAL={real}", f"-DFMA={fma}"], "sm_90")
+        loop = machinecode.innermost(binary.code, dtype)[0]
+        assert loop.total == loop.fused
+        assert loop.fused % bench_cuda.CHAINS == 0
+
+
+# What can be said where there is no GPU
+
+
+@pytest.mark.parametrize("case", list(tiny.cases()), ids=str)
+def test_the_step_by_hand_trains_the_same_networks(case):
+    """The contender under `torch.compile` gives the losses of the kernel."""
+    experiment = case.experiment(21)
+    losses = experiment.run(tiny.points(32), seed=0, record=range(21)).extras["losses"]
+    tolerance = 1e-10 if case.dtype == "float64" else 2e-3
+    by_hand = bench_cuda.compiled(case, 32, 21, device="cpu", eager=True)()
+    np.testing.assert_allclose(by_hand, losses, rtol=tolerance)
+
+
+def test_one_bit_is_seen():
+    """A comparison that misses a bit would find any kernel equal."""
+    curves = cpu.train(problem_of(), points_of(4), record=[0, 5])
+    assert bench_cuda.differing(curves, curves) == 0
+    losses = curves.losses.copy()
+    losses[2, 1] = np.nextafter(losses[2, 1], 0)
+    assert bench_cuda.differing(curves, replace(curves, losses=losses)) == 1
+
+
+def test_every_condition_is_compared(monkeypatch):
+    """All presets in both precisions, runs that end early among them; the host plays the GPU."""
+    monkeypatch.setattr(bench_cuda.cuda, "train", kernelhost.train)
+    found = list(bench_cuda.equalities(4, steps=21))
+    assert len(found) == 2 * len(PRESETS)
+    assert all(one.points == 4 and one.differing == 0 for one in found)
+
+
+def test_a_worker_is_told_where_to_train(monkeypatch):
+    """A slot of the CPU never touches a GPU that is there, and one of a GPU never trains elsewhere."""
+    assert machine.Slot(0, "cpu", 1).environment["FRACTAL_DEVICE"] == "cpu"
+    assert TinyNetworks().devices == ("cuda", "cpu")
+    trained = []
+    monkeypatch.setattr(cuda, "train", lambda *args, **_: trained.append(args) or cpu.train(*args))
+    for device in ("cpu", "cuda"):
+        monkeypatch.setenv("FRACTAL_DEVICE", device)
+        TinyNetworks(samples=3, steps=21).run(np.ones((2, 2)), seed=0)
+    assert len(trained) == 1
+
+
+def test_long_calls_are_cut():
+    """A launch fills the GPU, and ends before it would look like one that hangs."""
+    problem = problem_of(width=16, samples=272, steps=500)
+    assert cuda.at_once(problem, 10**6, 0, 4000) == pytest.approx(115_000, rel=0.1)
+    assert cuda.at_once(problem, 50, 0, 4000) == 4000
+    assert cuda.at_once(replace(problem, steps=10**6), 10**6, 0, 4000) == 4000
+    assert cuda.at_once(problem, 10**6, 10**4, 4000) == 2**26 // 10**4
+
+
+@pytest.mark.skipif(bool(machine.gpus()), reason="says what happens where there is no GPU")
+def test_without_a_gpu_training_there_is_refused():
+    """In one sentence that says what to do instead."""
+    with pytest.raises(Refused, match="--devices cpu"):
+        cuda.train(problem_of(), points_of(1))
