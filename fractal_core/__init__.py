@@ -21,6 +21,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     hub            0   data sets on the Hugging Face Hub
     determinism    0   what it takes for torch to give the same bits twice
     stream         0   the endless order of texts that a seed gives
+    transcript     0   what a second model says, beside the chat of the first
     boundary       0   boundary cells, box counts, distance, safety margin
     dimension      1   box-counting dimension with interval, or why there is none
     kernels        1   training loops under one numerical contract
@@ -32,6 +33,8 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     base           1   the small language model that runs start from
     tuner          1   fine-tunes one model again and again from the same weights
     docvqa         1   DocVQA as conversations: made, published, counted
+    spelling       1   how a tokenizer spells a text, in colours
+    sizes          1   what a language model of some shape holds, costs and needs
     sheet          2   a printed page: sizes, one font, texts that wrap
     straddle       2   base points on a boundary, from a coarse map or along random chords
     pairs          2   flips against distance: cost, partners, dimension with interval
@@ -58,9 +61,12 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     film           4   a smooth zoom through a chain of maps
     charts         4   flips against distance, for screen and paper
     plots          4   charts of dimensions
+    errands        4   long commands in the background of a folder
     worker         4   one process per slot, which trains units and commits them
     forms          5   input fields and curves of notebooks
     agenda         5   what is done next, and what follows from a failure
+    stages         5   the stages of nanochat: begun, watched, read
+    talk           5   which language models there are, and what they answer
     raylink        5   joins a Ray cluster, or begins one
     local          6   workers on this machine
     engine         6   runs the missing units of a run folder with a crew of workers
