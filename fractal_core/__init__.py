@@ -74,13 +74,13 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     cluster        7   workers on a Ray cluster
     mirror         7   keeps Weights & Biases up to date with a run folder
     survey         7   points beside the map: pairs, floors, reruns, audits
+    measuring       7   pairs and seeing as processes of their own, begun from a notebook
     pairing        8   pairs for a run folder: dimension, floors, nulls, verdict
     adaptive       8   maps that compute only their boundary, with an audit
     history        8   labels after many training lengths, from one run per point
     published      8   the six published windows: printed, and found
-    measuring      7   pairs and seeing as processes of their own, begun from a notebook
     calibration    9   both estimators of a dimension on known sets
-    curves         9   charts that are read with the mouse
+    curves          9   charts that are read with the mouse
     sight          9   the seeing of a run folder, and what a zoom must ask it
     bench          9   ratios of speed, contenders taking turns
     findings      10   what is known of the roughness of a run
