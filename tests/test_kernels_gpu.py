@@ -22,6 +22,7 @@ from test_kernels import (
 from fractal_core import PRESETS, Refused, TinyNetworks, machine
 from fractal_core.bench import cuda as bench_cuda
 from fractal_core.bench import machinecode, tiny
+from fractal_core.commands.bench import bench
 from fractal_core.kernels import cpu, cuda
 from fractal_core.kernels.contract import TANH
 from fractal_core.kernels.layout import Layout
@@ -198,6 +199,14 @@ def test_the_bound_of_an_h100():
         assert machinecode.report(code, "sm_90").bound(272, 132, 1.755e9) > asked
 
 
+def test_the_command_reports_the_machine_code(capsys):
+    """One JSON object, in which every loop has the operations that the contract wants."""
+    bench("code", only=("tanh-full-float64",), as_json=True)
+    kernels = json.loads(capsys.readouterr().out)["kernels"]
+    assert [one["arch"] for one in kernels] == list(machinecode.ARCHS)
+    assert all(one["loop"] == one["wanted"] for one in kernels)
+
+
 def test_what_does_not_fit_stays_in_global_memory():
     """Samples that are too many for a processor's memory are read from the GPU's; tables always fit."""
     code = Layout.of(problem_of(width=16))
@@ -273,3 +282,11 @@ def test_without_a_gpu_training_there_is_refused():
     """In one sentence that says what to do instead."""
     with pytest.raises(Refused, match="--devices cpu"):
         cuda.train(problem_of(), points_of(1))
+
+
+def test_units_fill_a_gpu_that_is_there(monkeypatch):
+    """Where there is one a unit has many times the points that it trains at once."""
+    monkeypatch.setattr(machine, "gpus", list)
+    assert TinyNetworks().block is None
+    monkeypatch.setattr(machine, "gpus", lambda: ["one"])
+    assert TinyNetworks().block == 256
