@@ -11,7 +11,7 @@ with app.setup(hide_code=True):
 
     import marimo as mo
 
-    from fractal_core import Refused, explore, figures, press, proof
+    from fractal_core import Refused, experiments, explore, figures, press, proof
 
     ROOT = Path("runs")
 
@@ -121,7 +121,7 @@ def printing(captioned, child, film, heading, kind, known, palette, quantity, ru
                 width_mm=width.value,
                 title=heading.value or None,
                 captioned=captioned.value,
-                child=press.stores_of(known, [child.selected_key])[0] if child.value else None,
+                child=experiments.read_run(child.value) if child.value else None,
             )
             _picture = mo.image(printed.data(".png"), width=f"{printed.width_mm * 5:.0f}px")
         _label = "**caption**, from the recipe"
