@@ -125,8 +125,10 @@ def printing(captioned, child, film, heading, kind, known, palette, quantity, ru
             )
             _picture = mo.image(printed.data(".png"), width=f"{printed.width_mm * 5:.0f}px")
         _label = "**caption**, from the recipe"
-        _words = mo.ui.text_area(printed.caption, label=_label, rows=12, full_width=True)
-        _both, _narrow = [_picture, _words], printed.width_mm < 100
+        _narrow = printed.width_mm < 100
+        _rows = 12 if _narrow else 5
+        _words = mo.ui.text_area(printed.caption, label=_label, rows=_rows, full_width=True)
+        _both = [_picture, _words]
         _page = mo.hstack(_both, widths=[5, 4]) if _narrow else mo.vstack(_both)
     except Refused as _error:
         _page = mo.callout(str(_error), kind="warn")
