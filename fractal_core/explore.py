@@ -56,6 +56,19 @@ def runs(root: Path) -> list[str]:
     return [path.name for path in sorted(found, key=lambda p: -p.stat().st_mtime)]
 
 
+def maps(root: Path) -> list[str]:
+    """Names of those that are maps and no single runs, newest first; unreadable ones are left out."""
+    return [name for name in runs(root) if _is_map(root / name)]
+
+
+def _is_map(path: Path) -> bool:
+    try:
+        region = read_recipe(path)["region"]
+        return max(region["x"]["points"], region["y"]["points"]) > 1
+    except (Refused, OSError, KeyError, TypeError):
+        return False
+
+
 def open_view(root: Path, name: str) -> View:
     """The view of an existing run.
 

@@ -29,9 +29,10 @@ from fractal_core import (
 )
 from fractal_core.errors import Refused, require_known
 from fractal_core.explore import View
+from fractal_core.findings import measured
 from fractal_core.outcome import WINDOW, is_stable, is_trainable
 from fractal_core.panels import panels_figure
-from fractal_core.roughness import Roughness, pitch_of, roughness
+from fractal_core.roughness import Roughness, pitch_of
 from fractal_core.sheet import INCH
 from fractal_core.store import Image, Store, read_recipe
 from fractal_core.survey import Hire, Tell
@@ -191,31 +192,6 @@ def _dimension(store: Store, image: Image, which: Which, captioned: bool) -> Pri
     found = measured(store, labels, picture.outcome)
     words = f"{recipe.caption(store, '')} {picture.caption}".strip()
     return dimension_print(store, labels, found, which, words if captioned else picture.caption)
-
-
-def measured(
-    store: Store,
-    labels: Bool[np.ndarray, "rows cols"],
-    outcome: np.ma.MaskedArray,
-    *,
-    jitter: float = 0.1,
-    measured_only: bool = False,
-) -> Roughness:
-    """How rough the boundary of a run is, beside what is not fractal.
-
-    Raises:
-        Refused: Points are missing.
-    """
-    experiment = store.sweep.experiment
-    return roughness(
-        labels,
-        store.sweep.grid,
-        steps=getattr(experiment, "steps", 1000),
-        window=getattr(experiment, "window", WINDOW),
-        outcome=outcome,
-        jitter=jitter,
-        measured_only=measured_only,
-    )
 
 
 def dimension_print(

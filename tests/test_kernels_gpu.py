@@ -102,6 +102,31 @@ def test_tanh_is_that_of_the_cpu_kernel():
         np.testing.assert_array_equal(kernelhost.tanh(x), tanh_of(dtype)(x))
 
 
+@pytest.mark.parametrize(
+    ("activation", "dtype", "batch", "width", "points", "blocks", "resident"),
+    [
+        ("tanh", "float64", None, 16, 21, 1, True),
+        ("relu", "float32", 3, 16, 21, 2, True),
+        ("tanh", "float64", 3, 5, 70, 2, False),
+        ("tanh", "float32", None, 32, 5, 1, True),
+        ("relu", "float64", None, 16, 3, 3, True),
+    ],
+)
+def test_threads_exchange_and_queue_as_they_should(
+    activation, dtype, batch, width, points, blocks, resident
+):
+    """Groups that take the next point while others go on; groups and blocks that never get one."""
+    problem = problem_of(activation, dtype, width=width, samples=5, steps=6, batch=batch, window=4)
+    hyper = points_of(points, high=3.5)
+    hyper[::5, 2], hyper[::7, 3] = 0.1, 0.01
+    hyper[::4, :2] = 1e20 if dtype == "float32" else 1e160
+    code = replace(Layout.of(problem), threads=64)
+    found = kernelhost.train_in_warps(problem, hyper, [0, 2, 5], code, blocks, resident)
+    wanted = cpu.train(problem, hyper, [0, 2, 5])
+    assert_same(found, wanted)
+    assert 0.1 < np.mean(wanted.steps < 6) < 0.9
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("name", "experiment", "points"), list(windows()), ids=lambda v: str(v)[:24]

@@ -1,0 +1,305 @@
+"""Train the stages of a small language model, watch them, and reckon what a larger one takes."""
+
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App(width="full", app_title="fractal pipeline")
+
+with app.setup(hide_code=True):
+    from pathlib import Path
+
+    import marimo as mo
+
+    from fractal_core import Refused, errands, explore, sizes, spelling, stages
+
+    ROOT = Path("runs")
+
+
+@app.cell(hide_code=True)
+def title():
+    mo.md("""
+    # From texts to a chat
+    The stages of nanochat in one folder: begin them here, come back later. Below, how a tokenizer
+    spells, and what a model of another size would take.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def navigation():
+    query = mo.query_params()
+    control = explore.may_control(mo.app_meta().mode)
+    get_folder, set_folder = mo.state(query.get("base") or str(ROOT / "lm"))
+    get_news, set_news = mo.state(())
+    get_trouble, set_trouble = mo.state("")
+
+    def go(folder):
+        """Show a folder; the address leads back to it."""
+        query.set("base", folder)
+        set_folder(folder)
+        set_trouble("")
+
+    def attempt(action):
+        """Do something, or say in a sentence why it cannot be done."""
+        try:
+            action()
+            set_trouble("")
+        except (Refused, OSError) as error:
+            set_trouble(str(error))
+
+    return attempt, control, get_folder, get_news, get_trouble, go, set_news
+
+
+@app.cell(hide_code=True)
+def settings(get_folder):
+    folder = Path(get_folder())
+    where = mo.ui.text(value=str(folder), label="folder", full_width=True)
+    size = mo.ui.radio(
+        list(stages.SIZES), value=stages.size_of(folder) or "smoke", label="**size**"
+    )
+    mo.sidebar(
+        [
+            mo.md("### Stages"),
+            where,
+            size,
+            mo.md("*smoke: ten steps of each stage, to see that all of it works, in a few minutes. "
+                  "tiny: a small model on two cores in some ten minutes. d20: nanochat's own run, "
+                  "for a machine with GPUs and a network.*"),
+        ],
+        width="17rem",
+    )  # fmt: skip
+    return folder, size, where
+
+
+@app.cell(hide_code=True)
+def turning(get_folder, go, where):
+    if where.value.strip() and where.value != get_folder():
+        go(where.value.strip())
+    return
+
+
+@app.cell(hide_code=True)
+def plan(size):
+    planned = stages.plan(size.value)
+    one = mo.ui.dropdown([stage.name for stage in planned], label="or one stage again:")
+    return one, planned
+
+
+@app.cell(hide_code=True)
+def refused(get_trouble):
+    mo.callout(get_trouble(), kind="warn") if get_trouble() else None
+    return
+
+
+@app.cell(hide_code=True)
+def watching(folder, get_news, set_news, tick):
+    tick
+    _now = stages.news(folder)
+    if _now != get_news():
+        set_news(_now)
+    return
+
+
+@app.cell(hide_code=True)
+def ticking():
+    tick = mo.ui.refresh(options=["1s", "5s", "30s"], default_interval="1s", label="look every")
+    return (tick,)
+
+
+@app.cell(hide_code=True)
+def actions(control, folder, get_news, one, size, tick):
+    get_news()
+    errand = errands.last(folder)
+    _busy = errand is not None and errand.process is not None
+    _why = "" if control else "open with --allow-control to start or stop anything"
+    _fresh = stages.size_of(folder) is None
+    start = mo.ui.run_button(
+        label="start" if _fresh else "go on", disabled=_busy or not control, tooltip=_why
+    )
+    again = mo.ui.run_button(label="this one", disabled=_busy or not control, tooltip=_why)
+    halt = mo.ui.run_button(
+        label="stop at once" if errand is not None and errand.stopping and _busy else "stop",
+        disabled=not _busy or not control,
+        tooltip=_why or "the stage saves where it is; it goes on from there",
+    )
+    _state = errand.state if errand else "nothing was begun in this folder"
+    mo.vstack(
+        [
+            mo.hstack([start, halt, one, again, tick], justify="start", align="center"),
+            mo.hstack(
+                [
+                    mo.Html(f"<b data-testid='state'>{_state}</b>"),
+                    mo.plain_text(
+                        f"python -m scripts.speedrun --size={size.value} --base_dir={folder}"
+                    ),
+                ],
+                justify="start",
+                align="center",
+            ),
+        ]
+    )
+    return again, errand, halt, start
+
+
+@app.cell(hide_code=True)
+def acting(again, attempt, control, folder, halt, one, size, start):
+    if start.value and control:
+        attempt(lambda: stages.start(folder, size.value))
+    elif again.value and control and one.value:
+        attempt(lambda: stages.start(folder, size.value, one.value))
+    elif halt.value and control:
+        attempt(lambda: errands.ask_to_stop(folder))
+    return
+
+
+@app.cell(hide_code=True)
+def progress(folder, get_news, size):
+    get_news()
+    mo.Html(stages.table(stages.progress(folder, size.value)))
+    return
+
+
+@app.cell(hide_code=True)
+def curves(folder, get_news):
+    get_news()
+    _charts = [
+        mo.ui.altair_chart(chart, chart_selection=False, legend_selection=False)
+        for chart in stages.charts(stages.curves(folder))
+    ]
+    _rows = [mo.hstack(_charts[at : at + 2], widths="equal") for at in range(0, len(_charts), 2)]
+    mo.vstack(_rows) if _rows else mo.md("*Loss curves appear here as soon as a stage trains.*")
+    return
+
+
+@app.cell(hide_code=True)
+def words(errand, folder, get_news):
+    get_news()
+    _card = stages.report(folder)
+    mo.accordion(
+        {
+            "What it says": mo.Html(errand.page()) if errand else mo.md("*Nothing yet.*"),
+            "Report card": mo.md(_card or "*It is written when all stages are done.*"),
+        },
+        multiple=True,
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def spelling_choice():
+    tokenizers = spelling.found(ROOT)
+    which = mo.ui.dropdown(tokenizers, value=next(iter(tokenizers)), label="tokenizer")
+    text = mo.ui.text_area(value=spelling.EXAMPLE, label="text", rows=4, full_width=True)
+    mo.vstack([mo.md("## How a text is spelled"), which, text])
+    return text, which
+
+
+@app.cell(hide_code=True)
+def spelled(text, which):
+    try:
+        known = spelling.tokenizer(which.value)
+        _shown = [
+            mo.Html(spelling.summary(known, text.value)),
+            mo.Html(spelling.coloured(known, text.value)),
+        ]
+    except (Refused, OSError) as _error:
+        known, _shown = None, [mo.callout(str(_error), kind="warn")]
+    mo.vstack(_shown)
+    return (known,)
+
+
+@app.cell(hide_code=True)
+def packing(known):
+    mo.hstack(
+        [
+            mo.ui.altair_chart(spelling.packing(known), chart_selection=False),
+            mo.ui.table(
+                spelling.specials(known),
+                selection=None,
+                show_download=False,
+                show_search=False,
+                show_data_types=False,
+            ),
+        ],
+        widths=[3, 2],
+    ) if known else None
+    return
+
+
+@app.cell(hide_code=True)
+def wish():
+    depth = mo.ui.slider(2, 48, 2, value=20, label="depth", show_value=True, full_width=True)
+    aspect = mo.ui.slider(
+        32, 128, 16, value=64, label="channels for each layer", show_value=True, full_width=True
+    )
+    vocabulary = mo.ui.slider(
+        steps=[2**i for i in range(9, 18)],
+        value=2**16,
+        label="vocabulary",
+        show_value=True,
+        full_width=True,
+    )
+    length = mo.ui.slider(
+        steps=[2**i for i in range(7, 14)],
+        value=2048,
+        label="positions",
+        show_value=True,
+        full_width=True,
+    )
+    rows = mo.ui.slider(
+        steps=[2**i for i in range(8)],
+        value=8,
+        label="texts at a time",
+        show_value=True,
+        full_width=True,
+    )
+    dtype = mo.ui.dropdown(list(sizes.PEAK), value="bfloat16", label="precision")
+    gpus = mo.ui.slider(
+        steps=[2**i for i in range(9)], value=8, label="GPUs", show_value=True, full_width=True
+    )
+    share = mo.ui.slider(
+        0.05, 0.8, 0.05, value=0.4, label="utilisation", show_value=True, full_width=True
+    )
+    ratio = mo.ui.slider(
+        1, 200, 1, value=20, label="tokens a parameter", show_value=True, full_width=True
+    )
+    card = mo.ui.dropdown(
+        {f"{gib} GiB": gib for gib in (16, 24, 40, 48, 80, 141)}, value="80 GiB", label="card"
+    )
+    mo.md("## What a size takes")
+    return aspect, card, depth, dtype, gpus, length, ratio, rows, share, vocabulary
+
+
+@app.cell(hide_code=True)
+def reckoned(aspect, card, depth, dtype, gpus, length, ratio, rows, share, vocabulary):
+    try:
+        _wish = sizes.Wish(
+            depth=depth.value,
+            aspect=aspect.value,
+            vocab_size=vocabulary.value,
+            sequence_length=length.value,
+            rows=rows.value,
+            dtype=dtype.value,
+            gpus=gpus.value,
+            utilisation=share.value,
+            tokens_per_parameter=float(ratio.value),
+            card=float(card.value),
+        )
+        _size = sizes.size(_wish)
+        _told = mo.Html(f"<div data-testid='size'>{mo.md(sizes.words(_wish, _size)).text}</div>")
+        _charts = [
+            mo.ui.altair_chart(chart, chart_selection=False)
+            for chart in (
+                sizes.bars(_size.parameters, "parameters"),
+                sizes.bars(_size.memory, "GiB of one GPU; the line is the card", _wish.card),
+            )
+        ]
+    except Refused as _error:
+        _told, _charts = mo.callout(str(_error), kind="warn"), []
+    _sliders = mo.vstack([depth, aspect, vocabulary, length, rows, dtype, gpus, share, ratio, card])
+    mo.hstack([_sliders, mo.vstack([_told]), mo.vstack(_charts)], widths=[2, 3, 4], gap=1.5)
+    return
+
+
+if __name__ == "__main__":
+    app.run()
