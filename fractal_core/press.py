@@ -34,7 +34,7 @@ from fractal_core.outcome import WINDOW, is_stable, is_trainable
 from fractal_core.panels import panels_figure
 from fractal_core.roughness import Roughness, pitch_of
 from fractal_core.sheet import INCH
-from fractal_core.store import Image, Store
+from fractal_core.store import Image, Store, read_recipe
 from fractal_core.survey import Hire, Tell
 
 Which = Literal["trainable", "stable"]
@@ -249,14 +249,24 @@ def headless(runs: Sequence[str], out: str) -> int:
 
 
 def runs_in(root: Path) -> dict[str, Path]:
-    """Run folders of a folder and of folders in it, such as `published`, by their names there."""
+    """Maps in a folder and in folders in it, such as `published`, by their names there; newest
+    first. Single runs, and folders that cannot be read, are not among them.
+    """
     found = {name: root / name for name in explore.runs(root)}
     for path in sorted(root.glob("*/*/sweep.json")):
         found[str(path.parent.relative_to(root))] = path.parent
-    return found
+    return {name: path for name, path in found.items() if _is_map(path)}
 
 
-def stores_of(known: Mapping[str, Path], names: Sequence[str | None]) -> list[Store]:
+def _is_map(path: Path) -> bool:
+    try:
+        axes = read_recipe(path)["region"].values()
+        return max(axis["points"] for axis in axes) > 1
+    except (Refused, OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def stores_of(known: Mapping[str, Path], names: Sequence[str]) -> list[Store]:
     """The runs of some names, in that order.
 
     Raises:
@@ -389,13 +399,13 @@ def keyframes(root: Path, stores: Sequence[Store]) -> list[View]:
 def price(views: Sequence[View], like: View) -> str:
     """What keyframes would cost, in words."""
     costs = [explore.cost(view, like=like) for view in views]
-    runs, seconds = sum(cost.runs for cost in costs), sum(cost.seconds for cost in costs)
+    runs, seconds = sum(cost.runs for cost in costs), [cost.seconds for cost in costs]
     if not runs:
         return f"{len(views)} keyframes, all computed already"
-    return (
-        f"{len(views)} keyframes, {runs:,} runs to train, about {explore.duration(seconds)} on "
-        "this machine"
-    )
+    known = [each for each in seconds if each is not None]
+    time = f"about {explore.duration(sum(known))} on this machine"
+    time = time if len(known) == len(costs) else "of unknown length, as none is trained yet"
+    return f"{len(views)} keyframes, {runs:,} runs to train, {time}"
 
 
 def make(views: Sequence[View]) -> list[Store]:

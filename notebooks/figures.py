@@ -11,7 +11,7 @@ with app.setup(hide_code=True):
 
     import marimo as mo
 
-    from fractal_core import Refused, explore, figures, press, proof
+    from fractal_core import Refused, experiments, explore, figures, press, proof
 
     ROOT = Path("runs")
 
@@ -121,12 +121,14 @@ def printing(captioned, child, film, heading, kind, known, palette, quantity, ru
                 width_mm=width.value,
                 title=heading.value or None,
                 captioned=captioned.value,
-                child=press.stores_of(known, [child.selected_key])[0] if child.value else None,
+                child=experiments.read_run(child.value) if child.value else None,
             )
             _picture = mo.image(printed.data(".png"), width=f"{printed.width_mm * 5:.0f}px")
         _label = "**caption**, from the recipe"
-        _words = mo.ui.text_area(printed.caption, label=_label, rows=12, full_width=True)
-        _both, _narrow = [_picture, _words], printed.width_mm < 100
+        _narrow = printed.width_mm < 100
+        _rows = 12 if _narrow else 5
+        _words = mo.ui.text_area(printed.caption, label=_label, rows=_rows, full_width=True)
+        _both = [_picture, _words]
         _page = mo.hstack(_both, widths=[5, 4]) if _narrow else mo.vstack(_both)
     except Refused as _error:
         _page = mo.callout(str(_error), kind="warn")

@@ -40,7 +40,7 @@ def test_a_figure_becomes_a_file_and_reopens_its_view(browser, runs, tmp_path):
             press(page, "write")
             says(page, "written", "^wrote figures/near-panels4.pdf$")
             with page.expect_download() as coming:
-                page.get_by_role("button", name="Download").click()
+                page.get_by_text("Download", exact=True).click()
             coming.value.save_as(tmp_path / "downloaded.pdf")
         file = server.folder / "figures" / "near-panels4.pdf"
         assert (tmp_path / "downloaded.pdf").read_bytes() == file.read_bytes()
@@ -95,9 +95,9 @@ def test_who_may_only_look_can_download_and_write_nothing(browser, runs, tmp_pat
         choose(page, "film")
         says(page, "film", "keyframe")
         assert disabled(page, "make the keyframes")
-        page.get_by_text(".gif", exact=True).click()
+        page.get_by_role("complementary").get_by_text(".gif", exact=True).click()
         press(page, "make the film")
-        page.get_by_role("button", name="Download").wait_for()
+        page.get_by_text("Download", exact=True).wait_for()
         assert {item.name for item in server.folder.iterdir()} & {"figures"} == set()
 
 
