@@ -1,7 +1,6 @@
 """The sweep notebook in a real browser: begun, left alone, found again, looked at closer."""
 
 import re
-import time
 
 import mischief
 import numpy as np
@@ -51,13 +50,13 @@ def test_a_sweep_outlives_its_kernel(runs, browser, tmp_path):
     """Begun in the editor, it goes on while the kernel restarts, and the page finds it again."""
     with served(SWEEP, runs, "edit") as server, opened(browser, tmp_path, server) as page:
         says(page, "cost", "^16,384 runs, about .* digits left to zoom")
-        for label, value in (("columns", 64), ("rows", 64), ("steps", 3000)):
+        for label, value in (("columns", 48), ("rows", 48), ("steps", 2000)):
             fill(page, label, value)
         fill(page, "x to", "1e-4")
         says(page, "cost", "cannot be done: axis lr_input: the lower end .* below the upper end")
         assert disabled(page, "start the sweep")
         fill(page, "x to", "1e6")
-        says(page, "cost", "^4,096 runs")
+        says(page, "cost", "^2,304 runs")
         page.get_by_placeholder("name (or leave it out)").fill("mine")
         page.get_by_placeholder("name (or leave it out)").press("Tab")
         press(page, "start the sweep")
@@ -70,7 +69,7 @@ def test_a_sweep_outlives_its_kernel(runs, browser, tmp_path):
         assert "run=mine" in page.url
         assert duty.lock_holder(store.path) in (holder, None)
         says(page, "state", "^complete$", timeout=120_000)
-        says(page, "done", "^4,096 of 4,096 runs")
+        says(page, "done", "^2,304 of 2,304 runs")
         committed = [event["unit"] for event in events(store) if event["event"] == "committed"]
         assert sorted(committed) == sorted(store.units)
         assert [event["event"] for event in events(store)].count("started") == 1
@@ -134,14 +133,14 @@ def test_a_run_is_stopped_and_goes_on(app, browser, tmp_path):
     with opened(browser, tmp_path, app, "?run=slow") as page:
         press(page, "resume")
         says(page, "state", "^running$")
-        says(page, "slots", r"cpu.*L\d-")
+        says(page, "slots", r"L\d-\d")
         with opened(browser, tmp_path, app, "?run=slow") as other:
             says(other, "state", "^running$")
             press(other, "stop")
             says(other, "state", "^stopped$")
         says(page, "state", "^stopped$")
         done = len(store.units) - len(store.missing())
-        assert 0 < done < len(store.units) or time.sleep(0)
+        assert 0 < done < len(store.units)
         mischief.forget(store)
         press(page, "resume")
         says(page, "state", "^complete$")
