@@ -31,6 +31,7 @@ def navigation():
     control = explore.may_control(mo.app_meta().mode)
     get_folder, set_folder = mo.state(query.get("base") or str(ROOT / "lm"))
     get_news, set_news = mo.state(())
+    get_card, set_card = mo.state(None)
     get_trouble, set_trouble = mo.state("")
 
     def go(folder):
@@ -47,7 +48,9 @@ def navigation():
         except (Refused, OSError) as error:
             set_trouble(str(error))
 
-    return attempt, control, get_folder, get_news, get_trouble, go, set_news
+    return (
+        attempt, control, get_card, get_folder, get_news, get_trouble, go, set_card, set_news,
+    )  # fmt: skip
 
 
 @app.cell(hide_code=True)
@@ -92,11 +95,14 @@ def refused(get_trouble):
 
 
 @app.cell(hide_code=True)
-def watching(folder, get_news, set_news, tick):
+def watching(folder, get_card, get_news, set_card, set_news, tick):
+    # What is shown changes when there is news, so that nothing flickers or closes in between.
     tick
     _now = stages.news(folder)
     if _now != get_news():
         set_news(_now)
+    if stages.report(folder) != get_card():
+        set_card(stages.report(folder))
     return
 
 
@@ -172,16 +178,14 @@ def curves(folder, get_news):
 
 
 @app.cell(hide_code=True)
-def words(errand, folder, get_news):
-    get_news()
-    _card = stages.report(folder)
-    mo.accordion(
-        {
-            "What it says": mo.Html(errand.page()) if errand else mo.md("*Nothing yet.*"),
-            "Report card": mo.md(_card or "*It is written when all stages are done.*"),
-        },
-        multiple=True,
-    )
+def words(errand):
+    mo.Html(errand.page(15)) if errand else None
+    return
+
+
+@app.cell(hide_code=True)
+def card(get_card):
+    mo.accordion({"Report card": mo.md(get_card() or "*It is written when all stages are done.*")})
     return
 
 
