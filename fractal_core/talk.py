@@ -231,8 +231,10 @@ def answer(engine: "Engine", turns: Sequence[Turn], manner: Manner) -> Iterator[
     deadline = time.monotonic() + manner.seconds
     with as_ours(common.Refused):
         tokens = Question(tuple(turns), Sampling()).prompt(tokenizer)
-        room = max(LEAST_ROOM, min(manner.max_tokens, context - len(tokens)))
-        tokens = engine.fit(tokens, room)
+        try:
+            tokens = engine.fit(tokens, min(manner.max_tokens, context // 2))
+        except common.Refused:  # a long question gets a short answer rather than none
+            tokens = engine.fit(tokens, LEAST_ROOM)
         stream, said, cut = TextStream(tokenizer), 0, ""
         for column, _ in engine.generate(
             tokens,

@@ -31,6 +31,7 @@ def navigation():
     control = explore.may_control(mo.app_meta().mode)
     get_folder, set_folder = mo.state(query.get("base") or str(ROOT / "lm"))
     get_news, set_news = mo.state(())
+    get_card, set_card = mo.state(None)
     get_trouble, set_trouble = mo.state("")
 
     def go(folder):
@@ -47,7 +48,9 @@ def navigation():
         except (Refused, OSError) as error:
             set_trouble(str(error))
 
-    return attempt, control, get_folder, get_news, get_trouble, go, set_news
+    return (
+        attempt, control, get_card, get_folder, get_news, get_trouble, go, set_card, set_news,
+    )  # fmt: skip
 
 
 @app.cell(hide_code=True)
@@ -92,11 +95,14 @@ def refused(get_trouble):
 
 
 @app.cell(hide_code=True)
-def watching(folder, get_news, set_news, tick):
+def watching(folder, get_card, get_news, set_card, set_news, tick):
+    # What is shown changes when there is news, so that nothing flickers or closes in between.
     tick
     _now = stages.news(folder)
     if _now != get_news():
         set_news(_now)
+    if stages.report(folder) != get_card():
+        set_card(stages.report(folder))
     return
 
 
@@ -172,16 +178,14 @@ def curves(folder, get_news):
 
 
 @app.cell(hide_code=True)
-def words(errand, folder, get_news):
-    get_news()
-    _card = stages.report(folder)
-    mo.accordion(
-        {
-            "What it says": mo.Html(errand.page()) if errand else mo.md("*Nothing yet.*"),
-            "Report card": mo.md(_card or "*It is written when all stages are done.*"),
-        },
-        multiple=True,
-    )
+def words(errand):
+    mo.Html(errand.page(15)) if errand else None
+    return
+
+
+@app.cell(hide_code=True)
+def card(get_card):
+    mo.accordion({"Report card": mo.md(get_card() or "*It is written when all stages are done.*")})
     return
 
 
@@ -227,76 +231,55 @@ def packing(known):
 
 
 @app.cell(hide_code=True)
-def wish():
-    depth = mo.ui.slider(2, 48, 2, value=20, label="depth", show_value=True, full_width=True)
-    aspect = mo.ui.slider(
-        32, 128, 16, value=64, label="channels for each layer", show_value=True, full_width=True
-    )
-    vocabulary = mo.ui.slider(
-        steps=[2**i for i in range(9, 18)],
-        value=2**16,
-        label="vocabulary",
-        show_value=True,
-        full_width=True,
-    )
-    length = mo.ui.slider(
-        steps=[2**i for i in range(7, 14)],
-        value=2048,
-        label="positions",
-        show_value=True,
-        full_width=True,
-    )
-    rows = mo.ui.slider(
-        steps=[2**i for i in range(8)],
-        value=8,
-        label="texts at a time",
-        show_value=True,
-        full_width=True,
-    )
-    dtype = mo.ui.dropdown(list(sizes.PEAK), value="bfloat16", label="precision")
-    gpus = mo.ui.slider(
-        steps=[2**i for i in range(9)], value=8, label="GPUs", show_value=True, full_width=True
-    )
-    share = mo.ui.slider(
-        0.05, 0.8, 0.05, value=0.4, label="utilisation", show_value=True, full_width=True
-    )
-    ratio = mo.ui.slider(
-        1, 200, 1, value=20, label="tokens a parameter", show_value=True, full_width=True
-    )
-    card = mo.ui.dropdown(
-        {f"{gib} GiB": gib for gib in (16, 24, 40, 48, 80, 141)}, value="80 GiB", label="card"
+def wishing():
+    def _slider(label, value, start=None, stop=None, step=None, steps=None):
+        return mo.ui.slider(
+            start,
+            stop,
+            step,
+            value=value,
+            steps=steps,
+            label=label,
+            show_value=True,
+            full_width=True,
+        )
+
+    wish = mo.ui.dictionary(
+        {
+            "depth": _slider("depth", 20, 2, 48, 2),
+            "aspect": _slider("channels for each layer", 64, 32, 128, 16),
+            "vocab_size": _slider("vocabulary", 2**16, steps=[2**i for i in range(9, 18)]),
+            "sequence_length": _slider("positions", 2048, steps=[2**i for i in range(7, 14)]),
+            "rows": _slider("texts at a time", 8, steps=[2**i for i in range(8)]),
+            "dtype": mo.ui.dropdown(list(sizes.PEAK), value="bfloat16", label="precision"),
+            "gpus": _slider("GPUs", 8, steps=[2**i for i in range(9)]),
+            "utilisation": _slider("utilisation", 0.4, 0.05, 0.8, 0.05),
+            "tokens_per_parameter": _slider("tokens a parameter", 20, 1, 200, 1),
+            "card": mo.ui.dropdown(
+                {f"{gib} GiB": float(gib) for gib in (16, 24, 40, 48, 80, 141)},
+                value="80 GiB",
+                label="card",
+            ),
+        }
     )
     mo.md("## What a size takes")
-    return aspect, card, depth, dtype, gpus, length, ratio, rows, share, vocabulary
+    return (wish,)
 
 
 @app.cell(hide_code=True)
-def reckoned(aspect, card, depth, dtype, gpus, length, ratio, rows, share, vocabulary):
+def reckoned(wish):
     try:
-        _wish = sizes.Wish(
-            depth=depth.value,
-            aspect=aspect.value,
-            vocab_size=vocabulary.value,
-            sequence_length=length.value,
-            rows=rows.value,
-            dtype=dtype.value,
-            gpus=gpus.value,
-            utilisation=share.value,
-            tokens_per_parameter=float(ratio.value),
-            card=float(card.value),
-        )
+        _wish = sizes.Wish(**wish.value)
         _size = sizes.size(_wish)
         _told = mo.Html(f"<div data-testid='size'>{mo.md(sizes.words(_wish, _size)).text}</div>")
-        _charts = [
-            mo.ui.altair_chart(chart, chart_selection=False)
-            for chart in (
-                sizes.bars(_size.parameters, "parameters"),
-                sizes.bars(_size.memory, "GiB of one GPU; the line is the card", _wish.card),
-            )
-        ]
+        _bars = (
+            sizes.bars(_size.parameters, "parameters"),
+            sizes.bars(_size.memory, "GiB of one GPU; the line is the card", _wish.card),
+        )
+        _charts = [mo.ui.altair_chart(chart, chart_selection=False) for chart in _bars]
     except Refused as _error:
         _told, _charts = mo.callout(str(_error), kind="warn"), []
-    _sliders = mo.vstack([depth, aspect, vocabulary, length, rows, dtype, gpus, share, ratio, card])
+    _sliders = mo.vstack(list(wish.elements.values()))
     mo.hstack([_sliders, mo.vstack([_told]), mo.vstack(_charts)], widths=[2, 3, 4], gap=1.5)
     return
 

@@ -54,8 +54,7 @@ def test_the_stages_of_a_folder_are_watched_and_one_is_run(app, browser, tmp_pat
         says(page, "state", "running|done")
         says(page, "state", "done", timeout=90_000)
         says(page, "stage-texts", "done")
-        page.get_by_role("button", name="What it says").click()
-        page.get_by_role("region", name="What it says").get_by_text("--- texts").wait_for()
+        says(page, "log", "--- texts")
     assert list((app.root / "lm").glob("base_data/*.parquet"))
 
 

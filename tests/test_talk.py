@@ -101,6 +101,26 @@ def test_tokens_seconds_and_the_context_end_an_answer(base):
     assert cut(max_tokens=2 * LONG) == "the context is full)*"
 
 
+def test_a_long_conversation_forgets_its_beginning_and_a_long_question_shortens_its_answer(base):
+    """Half of the context is kept for the answer where the last question allows it."""
+    engine, seen = talk.voice(base), []
+    generate = engine.generate
+
+    def noted(tokens, **manner):
+        seen.append(len(tokens))
+        return generate(tokens, **manner | {"max_tokens": 1})
+
+    turn = "How many ladders were sold on Friday, and who counted them? "
+    size = len(engine.tokenizer.encode(turn))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "generate", noted)
+        talks = [("user", turn), ("assistant", turn)] * (LONG // size)
+        list(talk.answer(engine, [*talks, ("user", turn)], Manner(max_tokens=LONG)))
+        list(talk.answer(engine, [("user", turn * (LONG * 3 // 4 // size))], Manner()))
+    assert LONG // 2 - 3 * size <= seen[0] <= LONG // 2
+    assert LONG // 2 < seen[1] <= LONG
+
+
 def test_a_sample_is_asked_with_its_document_and_its_answer_is_told(root, base):
     """The page shows the question alone; what is told about an answer no model reads."""
     samples = talk.samples("builtin", 3)
