@@ -28,6 +28,7 @@ MOST_POINTS = 1000
 
 LOG_BYTES, QUESTION = 4096, 200
 RATES = "lr_"
+SAMPLES = ["question", "expected", "before", "after"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def planned(start: Start, x: str, y: str, seed: int, settings: Mapping[str, str]
     point = (planner.number(experiment.axes[0], x), planner.number(experiment.axes[1], y))
     if isinstance(experiment, TinyNetworks):
         return network.sweep_of(experiment, point, seed)
+    experiment.review(np.array([point]), seed)  # refuses what the point would replace
     return single.sweep_of(*experiment.at(np.array(point), seed))
 
 
@@ -254,8 +256,7 @@ def open_single(root: Path, name: str) -> Single:
     Raises:
         Refused: There is no such run, or it is a map.
     """
-    store = explore.open_view(root, name).store
-    assert store is not None
+    store = experiments.read_run(root / require_name(name))
     if not _is_single(store.path):
         raise Refused(
             f"{name} is a map; name a point of it as ?run={name}&x=VALUE&y=VALUE, or open a single "
@@ -377,7 +378,7 @@ def answers(experiment: Any) -> bool:
 
 def sample_table(run: Single) -> pd.DataFrame:
     """Questions, expected answers, and those given before and after; long questions by their end."""
-    frame = pd.DataFrame(run.samples, columns=["question", "expected", "before", "after"])
+    frame = pd.DataFrame(run.samples, columns=SAMPLES)
     ends = [" ".join(question.split())[-QUESTION:] for question in frame["question"]]
     return frame.assign(question=ends).fillna("-")
 

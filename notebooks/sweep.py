@@ -6,20 +6,11 @@ __generated_with = "0.25.2"
 app = marimo.App(width="full", app_title="fractal sweep")
 
 with app.setup(hide_code=True):
-    import html
     from pathlib import Path
 
     import marimo as mo
 
-    from fractal_core import (
-        Refused,
-        explore,
-        figures,
-        planner,
-        portrait,
-        singles,
-        watching,
-    )
+    from fractal_core import Refused, explore, figures, forms, planner, portrait, singles, watching
 
     ROOT = Path("runs")
 
@@ -110,98 +101,53 @@ def what():
 def moved(preset):
     base = planner.configured(preset.value)
     _names = planner.axis_names(base)
-    xname = mo.ui.dropdown(_names, value=base.axes[0], label="x is")
-    yname = mo.ui.dropdown(_names, value=base.axes[1], label="y is")
-    settings = mo.ui.dictionary(
-        {
-            choice.name: mo.ui.dropdown(choice.options, value=choice.value, label=choice.name)
-            if choice.options
-            else mo.ui.text(choice.value, label=choice.name)
-            for choice in planner.choices(base)
-        }
-    )
-    return base, settings, xname, yname
-
-
-@app.cell(hide_code=True)
-def where(base, preset, window, xname, yname):
-    _ends = planner.ends_as_text(preset.value, (xname.value, yname.value), window.value)
-    bounds = mo.ui.array(
+    axes = mo.ui.array(
         [
-            mo.ui.text(text, label=f"{axis} {end}")
-            for axis, pair in zip("xy", _ends, strict=True)
-            for end, text in zip(("from", "to"), pair, strict=True)
+            mo.ui.dropdown(_names, value=name, label=f"{axis} is")
+            for axis, name in zip("xy", base.axes, strict=True)
         ]
     )
-    xscale = mo.ui.dropdown(["log10", "linear"], value="log10", label="scale")
-    yscale = mo.ui.dropdown(["log10", "linear"], value="log10", label="scale")
-    _edge = planner.usual_edge(base)
-    rows = mo.ui.number(1, 16384, value=_edge, label="rows")
-    cols = mo.ui.number(1, 16384, value=_edge, label="columns")
-    seed = mo.ui.number(0, 2**31, value=0, label="seed")
-    return bounds, cols, rows, seed, xscale, yscale
+    settings = forms.settings(base)
+    return axes, base, settings
 
 
 @app.cell(hide_code=True)
-def crew(base, view):
-    _here = planner.devices(view.sweep.experiment if view is not None else base)
-    devices = mo.ui.multiselect(_here, value=_here, label="devices")
-    each = mo.ui.number(0, 1024, value=0, label="workers on each (0: as many as suit)")
-    return devices, each
+def where(axes, preset, window):
+    plane = forms.plane(preset.value, tuple(axes.value), window.value)
+    return (plane,)
 
 
 @app.cell(hide_code=True)
-def form(
-    bounds, cols, devices, each, preset, rows, seed, settings, view, window, xname, xscale, yname,
-    yscale,
-):  # fmt: skip
+def hands(base, view):
+    crew = forms.crew(view.sweep.experiment if view is not None else base)
+    return (crew,)
+
+
+@app.cell(hide_code=True)
+def form(axes, crew, plane, preset, settings, view, window):
     mo.stop(view is not None)
-    _main = [settings[name] for name in (*planner.LENGTHS, "dtype") if name in settings.value]
-    _rest = mo.hstack(list(settings.elements.values()), wrap=True, justify="start")
-
-    def _line(*elements):
-        return mo.hstack(elements, justify="start", align="end", wrap=True)
-
     mo.vstack(
         [
-            _line(preset, window, *_main),
-            _line(xname, xscale, bounds[0], bounds[1]),
-            _line(yname, yscale, bounds[2], bounds[3]),
-            _line(cols, rows, seed),
-            _line(devices, each),
-            mo.accordion({"All settings": _rest}),
+            forms.of_settings(settings, (preset, window)),
+            forms.of_plane(axes, plane),
+            forms.line(*crew.elements.values()),
         ]
     )
     return
 
 
 @app.cell(hide_code=True)
-def asked(
-    base, bounds, cols, devices, each, preset, rows, seed, settings, view, xname, xscale, yname,
-    yscale,
-):  # fmt: skip
+def asked(axes, crew, plane, preset, settings, view):
     mo.stop(view is not None)
-    options = planner.options(devices.value, each.value)
     try:
-        _axes = (xname.value, yname.value)
-        plan = planner.recipe(
-            preset.value,
-            axes=None if _axes == base.axes else _axes,
-            x=planner.ends(xname.value, *bounds.value[:2]),
-            y=planner.ends(yname.value, *bounds.value[2:]),
-            scale=(xscale.value, yscale.value),
-            grid=(rows.value, cols.value),
-            seed=seed.value,
-            settings=planner.changed(base, settings.value),
-        )
-        _places = planner.places(plan, devices.value, each.value)
+        plan = planner.chosen(preset.value, tuple(axes.value), plane.value, settings.value)
+        _places = planner.places(plan, **crew.value)
         _cost = planner.cost(plan, _places, ROOT)
-        _words = watching.cost_in_words(_cost, _places)
-        _notes = "".join(f"<br>note: {html.escape(note)}" for note in _cost.notes)
+        _words, _notes = watching.cost_in_words(_cost, _places), _cost.notes
     except Refused as _error:
-        plan, _words, _notes = None, f"cannot be done: {_error}", ""
-    mo.Html(f"<div><b data-testid='cost'>{html.escape(_words)}</b>{_notes}</div>")
-    return options, plan
+        plan, _words, _notes = None, f"cannot be done: {_error}", ()
+    mo.Html(watching.noted("cost", _words, _notes))
+    return (plan,)
 
 
 @app.cell(hide_code=True)
@@ -215,27 +161,17 @@ def starting_form(control, leave, plan):
 
 
 @app.cell(hide_code=True)
-def starting(attempt, control, go, name, options, plan, preset, start):
+def starting(attempt, control, crew, go, name, plan, preset, start):
     if start.value and control and plan is not None:
-        attempt(lambda: go(watching.begin(ROOT, name.value, preset.value, plan, options)))
+        _options = planner.options(**crew.value)
+        attempt(lambda: go(watching.begin(ROOT, name.value, preset.value, plan, _options)))
     return
 
 
 @app.cell(hide_code=True)
 def heading(view):
     mo.stop(view is None)
-    _x, _y = view.sweep.region.x, view.sweep.region.y
-    _up = f" · inside [{view.parent.name}](?run={view.parent.name})" if view.parent else ""
-    _in = " · zooms: " + ", ".join(
-        f"[{name}](?run={name})" for name, _ in explore.children(ROOT, view)
-    )
-    mo.md(
-        f"**{view.name}** · {watching.recipe_in_words(view.sweep)}{_up}"
-        f"{_in if _in[-2:] != ': ' else ''}\n\n"
-        f"<small data-testid='region'>{_x.name} {planner.text_of(_x.low)} … "
-        f"{planner.text_of(_x.high)} · {_y.name} {planner.text_of(_y.low)} … "
-        f"{planner.text_of(_y.high)}</small>"
-    )
+    mo.md(watching.heading(ROOT, view))
     return
 
 
@@ -257,12 +193,7 @@ def looking(get_failed, get_state, meter, set_failed, set_state, tick, view):
         set_state(_now.state)
     if _now.failures != get_failed():
         set_failed(_now.failures)
-    _tables = [
-        mo.Html(f"<div data-testid='{name}'>{watching.as_html(frame)}</div>")
-        for name, frame in (("slots", _now.slots), ("gpus", _now.gpus))
-        if len(frame)
-    ]
-    mo.vstack([mo.Html(watching.headline(_now)), *_tables, tick])
+    mo.vstack([mo.Html(watching.panel(_now)), tick])
     return
 
 
@@ -281,35 +212,28 @@ def steering(control, get_state, leave, view):
 
 
 @app.cell(hide_code=True)
-def steering_line(devices, each, resume, stop):
-    mo.hstack([stop, resume, devices, each], justify="start", align="end", wrap=True)
+def steering_line(crew, resume, stop):
+    forms.line(stop, resume, *crew.elements.values())
     return
 
 
 @app.cell(hide_code=True)
-def acting(attempt, control, devices, each, resume, stop, tick, view):
+def acting(attempt, control, crew, resume, stop, view):
     if stop.value and control:
         attempt(lambda: watching.stop(view.store))
     elif resume.value and control:
-        _options = planner.options(devices.value, each.value)
-        attempt(lambda: watching.resume(view.store, _options))
+        attempt(lambda: watching.resume(view.store, planner.options(**crew.value)))
     return
 
 
 @app.cell(hide_code=True)
 def failing(get_failed, view):
     mo.stop(view is None or not get_failed())
-    _log = "".join(
-        f"<details {'' if n else 'open'}><summary>{html.escape(failure.cause)}</summary>"
-        f"<pre data-testid='log-tail' style='max-height:16rem;overflow:auto'>"
-        f"{html.escape(failure.log.strip() or 'it said nothing')}</pre></details>"
-        for n, failure in enumerate(get_failed())
-    )
     mo.vstack(
         [
             mo.md("**What failed, by cause**"),
-            mo.ui.table(watching.failure_table(get_failed()), selection=None, show_download=False),
-            mo.Html(f"<div data-testid='failures'>{_log}</div>"),
+            forms.table(watching.failure_table(get_failed()), selection=None),
+            mo.Html(watching.logs(get_failed())),
         ]
     )
     return
@@ -340,26 +264,16 @@ def closer_form(view):
 
 
 @app.cell(hide_code=True)
-def closer(control, devices, each, heat, inner_cols, inner_rows, leave, view):
-    try:
-        _places = planner.places(view.sweep, devices.value, each.value)
-        inner, _words = (
-            None,
-            "Drag a rectangle to sweep it closer, click a point to train it alone.",
-        )
-        if heat.roi:
-            inner = watching.inside(view, heat.roi, inner_rows.value, inner_cols.value)
-            _words = watching.cost_in_words(planner.cost(inner, _places, ROOT), _places)
-        elif heat.point:
-            _words = watching.lone_point(view, *heat.point)
-    except Refused as _error:
-        inner, _words = None, f"cannot zoom there: {_error}"
+def closer(control, crew, heat, inner_cols, inner_rows, leave, view):
+    inner, _words = watching.selected(
+        ROOT, view, heat.roi, heat.point, (inner_rows.value, inner_cols.value), crew.value
+    )
     zoom_in = mo.ui.run_button(
         label="sweep the rectangle", disabled=inner is None or not control, tooltip=leave
     )
     mo.vstack(
         [
-            mo.Html(f"<span data-testid='selection'>{html.escape(_words)}</span>"),
+            mo.Html(watching.noted("selection", _words)),
             mo.hstack([inner_rows, inner_cols, zoom_in], justify="start", align="end"),
         ]
     )
@@ -367,9 +281,9 @@ def closer(control, devices, each, heat, inner_cols, inner_rows, leave, view):
 
 
 @app.cell(hide_code=True)
-def zooming(attempt, control, devices, each, go, inner, view, zoom_in):
+def zooming(attempt, control, crew, go, inner, view, zoom_in):
     if zoom_in.value and control and inner is not None:
-        _options = planner.options(devices.value, each.value)
+        _options = planner.options(**crew.value)
         _label = watching.label_of(view.name)
         attempt(lambda: go(watching.begin(ROOT, "", _label, inner, _options, view.name)))
     return
