@@ -170,8 +170,11 @@ def test_a_form_is_answered_with_a_plan_or_a_reason(tmp_path):
         assert found[0] is None
         assert "cannot be done: " in found[1]
         assert reason in found[1]
-    elsewhere = {"devices": ["cuda:0"], "each": 0}
-    assert "cpu only" in watching.asked(tmp_path, "tanh", axes, plane, settings, elsewhere)[1]
+    elsewhere = {"devices": ["cuda:99"], "each": 0}
+    assert (
+        "cuda:99 is not on this machine"
+        in watching.asked(tmp_path, "tanh", axes, plane, settings, elsewhere)[1]
+    )
 
 
 def test_a_selection_is_answered_with_a_sweep_or_words(tmp_path):
@@ -187,6 +190,6 @@ def test_a_selection_is_answered_with_a_sweep_or_words(tmp_path):
         inner, said = watching.selected(tmp_path, who, box, point, (16, 16), crew)
         assert inner is None
         assert words in said
-    inner, said = watching.selected(tmp_path, view, [0.1, 10, 1, 100], [], (None, 5), crew)
+    inner, said = watching.selected(tmp_path, view, [0.1, 10.0, 1.0, 100.0], [], (None, 5), crew)
     assert inner.grid.shape == (16, 5)
     assert said.startswith("80 runs, ")
