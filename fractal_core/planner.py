@@ -283,14 +283,14 @@ def cost(sweep: Sweep, places: Sequence[machine.Slot], root: Path) -> Cost:
     told = tuple(notes(sweep))
     rows, cols = sweep.grid.shape
     tiny_ones = isinstance(sweep.experiment, TinyNetworks)
-    each = _timed(sweep) if tiny_ones else _remembered(sweep, root)
+    each = timed(sweep) if tiny_ones else remembered(sweep, root)
     at_once = len(places) if sweep.experiment.serial or places[0].device != "cpu" else 1
     seconds = None if each is None else rows * cols * each / at_once
     return Cost(rows * cols, seconds, float(sweep.ulps), told)
 
 
-def _timed(sweep: Sweep) -> float:
-    """Seconds of a run, by trying."""
+def timed(sweep: Sweep) -> float:
+    """Seconds of a run of tiny networks that train together, by trying a few for some steps."""
     rows, cols = sweep.grid.shape
     spread = np.linspace(0, rows * cols - 1, PROBE_POINTS).astype(np.int64)
     points = sweep.grid.points(spread // cols, spread % cols)
@@ -310,7 +310,7 @@ ALIKE = (
 """Settings that decide how long a step of fine-tuning takes."""
 
 
-def _remembered(sweep: Sweep, root: Path) -> float | None:
+def remembered(sweep: Sweep, root: Path) -> float | None:
     """Seconds of a run by what the steps of like runs took, the newest folder first."""
     wanted, seed = _middle(sweep)
     for path in sorted(root.glob("*/sweep.json"), key=lambda p: -p.stat().st_mtime):

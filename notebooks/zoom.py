@@ -131,7 +131,7 @@ def places(control, get_history, view):
     back = mo.ui.run_button(label="←\u00a0back", disabled=not _past and view.parent is None)
     forward = mo.ui.run_button(label="forward\u00a0→", disabled=not _future)
     place = mo.ui.dropdown(explore.places(ROOT), label="places")
-    opened = mo.ui.dropdown(explore.runs(ROOT), label="runs", searchable=True)
+    opened = mo.ui.dropdown(explore.maps(ROOT), label="runs", searchable=True)
     mark = mo.ui.text(placeholder="name this view")
     _kept = view.name in explore.bookmarks(ROOT).values()
     keep = mo.ui.run_button(label="bookmark", disabled=view.store is None or not control)

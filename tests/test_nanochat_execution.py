@@ -1,6 +1,7 @@
 """Programs that a model wrote: what they may do, and every way out that we could think of."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,23 @@ from nanochat import execution
 from nanochat.common import Refused
 from nanochat.execution import Limits, _run, execute_code
 
-contained = pytest.mark.usefixtures("sandbox")
+BWRAP = shutil.which("bwrap") or ""
+contained = pytest.mark.usefixtures("each_sandbox")
+
+
+@pytest.fixture(params=["bubblewrap", "namespaces"])
+def each_sandbox(request, monkeypatch) -> str:
+    """Both ways in which a sandbox is made, where they work; what is passed on to say which."""
+    if request.param == "bubblewrap" and not BWRAP:
+        pytest.skip("CONTAINMENT BY BUBBLEWRAP IS NOT TESTED: it is not installed")
+    path = BWRAP if request.param == "bubblewrap" else ""
+    try:
+        execution._try(path)
+    except Refused as refusal:
+        pytest.skip(f"CONTAINMENT BY {request.param.upper()} IS NOT TESTED here: {refusal}")
+    monkeypatch.setattr(execution, "require_sandbox", lambda: path)
+    return path
+
 
 OUTCOME = """
 def outcome(act):
@@ -174,6 +191,8 @@ for n in range(64):
     assert not result.success
     assert "No space left" in str(result.error)
     assert execute_code("open('small', 'w').write('x')\nassert open('small').read() == 'x'").success
+    many = execute_code("for n in range(3000): open(f'file{n}', 'w').close()")
+    assert "No space left" in str(many.error)
 
 
 # Ways out
@@ -336,13 +355,43 @@ def test_another_system_is_refused(monkeypatch):
         _run("print(1)", Limits())
 
 
-@contained
-def test_a_caller_who_is_not_root_has_a_sandbox_too():
+def test_bubblewrap_goes_first_where_it_works(tmp_path, monkeypatch):
+    """One that fails is passed over, and there need be none."""
+    choose = execution.require_sandbox.__wrapped__
+    tried = []
+
+    def only(*working: str):
+        def fake(path: str) -> None:
+            tried.append(path)
+            if path not in working:
+                raise Refused("it fails")
+
+        return fake
+
+    bwrap = tmp_path / "bwrap"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(execution, "_try", only("", str(bwrap)))
+    assert choose() == ""
+    bwrap.write_text("#!/bin/sh\nexit 1\n")
+    bwrap.chmod(0o755)
+    assert choose() == str(bwrap)
+    monkeypatch.setattr(execution, "_try", only(""))
+    assert choose() == ""
+    assert tried == ["", str(bwrap), str(bwrap), ""]
+    monkeypatch.undo()
+    with pytest.raises(Refused, match="which this machine does not allow"):
+        execution._try(shutil.which("false"))
+
+
+def test_a_caller_who_is_not_root_has_a_sandbox_too(each_sandbox):
     """Then the program is of the caller's user, without any right of it."""
     ask = (
-        "import os\nfrom nanochat.execution import execute_code\n"
-        "said = 'import os; print(os.getuid(), os.listdir(\"/work\"))'\n"
-        "print(os.getuid(), execute_code(said))"
+        "import os\nfrom nanochat import execution\n"
+        f"execution.require_sandbox = lambda: {each_sandbox!r}\n"
+        "said = 'import os; print(os.getuid(), os.listdir(\"/work\"))\\n'\n"
+        "said += 'import ctypes; assert ctypes.CDLL(None).unshare(0x10000000)\\n'\n"
+        "said += 'assert ctypes.CDLL(None).umount2(b\"/work\", 2)'\n"
+        "print(os.getuid(), execution.execute_code(said))"
     )
     words = ["unshare", "-U", "--map-user=77", "--map-group=77", sys.executable, "-c", ask]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)

@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused(base, monkeypatch):
 
 def test_the_defaults_are_the_references():
     """Names and values of the flags."""
-    own = {"data", "resume_from_step"}
+    own = {"data", "resume_from_step", "save_every"}
     assert {k: v for k, v in vars(mid_train.Config()).items() if k not in own} == {
         **{"run": "dummy", "device_type": "", "model_tag": None, "step": None},
         **{"dtype": "bfloat16", "num_iterations": -1, "max_seq_len": 2048},

@@ -19,7 +19,7 @@ from nanochat.engine import Engine
 from scripts import chat_rl
 from scripts.chat_rl import gain_interval, interval, objective, pass_at, rollout, seed_of
 from stagebase import weights
-from tasks.builtin import Sums
+from tasks.builtin import KINDS, Lists
 from tasks.common import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -142,9 +142,23 @@ def test_intervals_are_the_published_ones():
     low, high = interval(0.0, 20)
     assert low == 0
     assert high == pytest.approx(0.1611, abs=1e-4)
-    low, high = gain_interval(0.3, 0.3, 50)
-    assert -low == pytest.approx(high)
-    assert gain_interval(0.1, 0.9, 50)[0] > 0.5
+
+
+def test_a_gain_is_that_of_the_same_questions():
+    """Its limits are narrow where all gain alike, never meet, and hold nineteen of twenty truths."""
+    unlike = [i / 49 for i in range(50)]
+    low, high = gain_interval([0.5 * x for x in unlike], [0.5 * x + 0.3 for x in unlike])
+    assert 0.2 < low < 0.3 < high < 0.36
+    low, high = gain_interval([0.0] * 8, [0.0] * 8)
+    assert -low == pytest.approx(high, abs=0.05)
+    assert high > 0.2
+    rng, held = Random(1), 0
+    for _ in range(200):
+        before = [rng.choice((0.0, 0.1, 0.5)) for _ in range(60)]
+        after = [min(1.0, x + (rng.random() < 0.4) * 0.5) for x in before]
+        low, high = gain_interval(before, after)
+        held += low <= 0.4 * 0.5 <= high
+    assert held >= 190
 
 
 def test_intervals_hold_the_mean_they_are_of():
@@ -158,6 +172,19 @@ def test_intervals_hold_the_mean_they_are_of():
     assert held >= 380
 
 
+def test_any_things_of_the_right_kinds_are_right():
+    """In their order, as a list; what is shown is right itself."""
+    for row in Lists("test", stop=20):
+        kinds, answer = row["kinds"], row["messages"][1]["content"]
+        others = [KINDS[kind].split()[-1] for kind in kinds]
+        said = ", ".join(f"{'an' if w[0] in 'aeiou' else 'a'} {w}" for w in others[:3])
+        said = f"A{said[1:]} and {'an' if others[3][0] in 'aeiou' else 'a'} {others[3]}."
+        judge = Lists("test").evaluate
+        assert judge(row, answer) == judge(row, said) == 1
+        wrong = (said[:-1], said.replace(others[0], others[1]), f"{said} {said}", "", "A list.")
+        assert not any(judge(row, text) for text in wrong)
+
+
 # Learning
 
 
@@ -166,7 +193,8 @@ def test_rewards_rise(base):
     config = dataclasses.replace(RL, num_iterations=25, eval_every=-1, eval_examples=6)
     figures = chat_rl.main(config)
     assert figures["reward_after"] > figures["reward_before"] + 0.2
-    assert figures["gain_limits"][0] < figures["reward_after"] - figures["reward_before"]
+    low, high = figures["gain_limits"]
+    assert low < figures["gain"] == figures["reward_after"] - figures["reward_before"] < high
     assert len(figures["rewards"]) == 25
     assert sum(figures["rewards"][-5:]) > sum(figures["rewards"][:5])
     passes = [figures[f"pass@{k}"] for k in range(1, 5)]
@@ -245,11 +273,12 @@ def test_out_of_memory_names_the_flag(base, monkeypatch):
         chat_rl.main(RL)
 
 
-def test_sums_are_the_questions_offline():
-    """Others are learned from than are held out."""
+def test_lists_are_the_questions_offline():
+    """Others are learned from than are held out, and than settings are chosen by."""
     learned, held_out = chat_rl.tasks("builtin")
-    assert (type(learned), type(held_out)) == (Sums, Sums)
-    assert not {str(row) for row in learned} & {str(row) for row in held_out}
+    parts = [{row["kinds"] for row in task} for task in (learned, Lists("validation"), held_out)]
+    assert [len(part) for part in parts] == [912, 384, 384]
+    assert len(set.union(*parts)) == 1680
     with pytest.raises(Refused, match="say builtin"):
         chat_rl.tasks("other")
 

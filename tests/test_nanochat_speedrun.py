@@ -32,6 +32,7 @@ def base(tmp_path, monkeypatch) -> Path:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "WANDB_RUN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
     return tmp_path / "base"

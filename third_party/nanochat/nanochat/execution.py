@@ -1,6 +1,7 @@
 """Run programs that a model wrote, in a sandbox or not at all.
 
-The sandbox is made of Linux namespaces (see `jail`). A program sees the interpreter and the
+The sandbox is made of Linux namespaces, by Bubblewrap where it is installed and works, and else by
+ourselves (see `jail`). A program sees the interpreter and the
 system's libraries, read-only, and an empty folder of its own in memory; no network, no process but
 its own, no variable of the environment. Its time, memory, processes, files and output are limited,
 and when one limit of them is passed all of its processes are killed. What this rests on is the
@@ -15,6 +16,7 @@ import functools
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,19 +90,29 @@ def execute_code(
     Raises:
         Refused: This machine allows no sandbox; the program did not run.
     """
-    require_sandbox()
+    bwrap = require_sandbox()
     memory = maximum_memory_bytes or Limits.memory
-    return _run(code, Limits(seconds=timeout, memory=memory))
+    return _run(code, Limits(seconds=timeout, memory=memory), bwrap)
 
 
 @functools.cache
-def require_sandbox() -> None:
-    """Try the sandbox once.
+def require_sandbox() -> str:
+    """Try the sandboxes once; the path of Bubblewrap if that makes it, else nothing.
 
     Raises:
         Refused: This machine allows none; the sentence says what to allow.
     """
-    result = _run("import math\nprint(math.pi)", Limits(seconds=20.0))
+    bwrap = shutil.which("bwrap")
+    if bwrap:
+        with contextlib.suppress(Refused):
+            _try(bwrap)
+            return bwrap
+    _try("")
+    return ""
+
+
+def _try(bwrap: str) -> None:
+    result = _run("import math\nprint(math.pi)", Limits(seconds=20.0), bwrap)
     if result.stdout != "3.141592653589793\n":
         raise _refusal(result.error or "the interpreter does not start in it")
 
@@ -109,11 +121,12 @@ def _refusal(why: str) -> Refused:
     return Refused(
         "programs that a model wrote run only in a sandbox, which this machine does not allow "
         f"({why}); use Linux 5.14 or later with user namespaces allowed "
-        "(sysctl user.max_user_namespaces; in a container also --security-opt seccomp=unconfined)"
+        "(sysctl user.max_user_namespaces; in a container also --security-opt seccomp=unconfined), "
+        "or where only some programs are, install bubblewrap 0.8 or later"
     )
 
 
-def _run(code: str, limits: Limits) -> ExecutionResult:
+def _run(code: str, limits: Limits, bwrap: str = "") -> ExecutionResult:
     if not sys.platform.startswith("linux"):
         raise _refusal(f"it is made of Linux namespaces and this is {sys.platform}")
     source = code.encode("utf-8", "replace")
@@ -123,7 +136,7 @@ def _run(code: str, limits: Limits) -> ExecutionResult:
     os.write(program[1], source)
     os.close(program[1])
     with tempfile.TemporaryDirectory() as folder:
-        settings = _settings(folder, setup[1], report[1], limits)
+        settings = _settings(folder, setup[1], report[1], limits) | {"bwrap": bwrap}
         jail = str(Path(__file__).with_name("jail.py"))
         process = subprocess.Popen(
             [os.path.realpath(sys.executable), "-I", "-S", "-B", jail, json.dumps(settings)],

@@ -1,5 +1,7 @@
 """Build the sandbox and start a program in it; `execution` runs this file as a process of its own.
 
+This is how it is done without Bubblewrap; with it, see the end.
+
 Three processes stand between the caller and the program. The first stays outside and writes who is
 who in the new user namespace. The second enters new namespaces for users, mounts, network, IPC,
 host name, control groups and processes. The third is number 1 among those processes: when it ends,
@@ -8,6 +10,10 @@ folder in memory, and starts the program as an unprivileged user.
 
 A caller who is root maps the program to a user that is not, since the kernel limits how many
 processes a user has for all but root.
+
+Bubblewrap, where there is one, takes the place of the second process: it makes the namespaces and
+the file system, and runs this file again as number 1. For a caller who is root it does so in a user
+namespace that is made here, since its own would leave the program root to the kernel.
 
 Only the standard library is used, and nothing of this package: the file runs isolated.
 """
@@ -25,25 +31,34 @@ INSIDE = 1000
 """The program's user and group, as it sees them."""
 
 NEW_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000
-NEW_NETWORK = 0x40000000
+NEW_NETWORK, NEW_USERS, NEW_MOUNTS = 0x40000000, 0x10000000, 0x00020000
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 NOSUID, NODEV = 2, 4
 READ_ONLY = 1
 MNT_DETACH = 2
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+USER_NAMESPACES = "/proc/sys/user/max_user_namespaces"
+"""How many there may be within: none, since whoever makes one has every right in it."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> int:
-    """Run what the first argument describes; the program's exit status, 128 + n after signal n."""
+    """Run what the first argument describes; the program's exit status, 128 + n after signal n.
+
+    A second argument says that this is number 1 already, of Bubblewrap's sandbox, and whose.
+    """
     settings = json.loads(sys.argv[1])
+    if len(sys.argv) > 2:
+        return _within(settings, root=sys.argv[2] == "root")
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     entered, mapped = os.pipe(), os.pipe()
     insider = os.fork()
     if insider == 0:
-        _in_a_child(settings, lambda: _enter(settings, entered[1], mapped[0]))
+        enter = _wrap if settings["bwrap"] else _enter
+        _in_a_child(settings, lambda: enter(settings, entered[1], mapped[0]))
     os.close(entered[1])
     try:
         if os.read(entered[0], 1):
@@ -85,12 +100,66 @@ def _map_users(pid: int) -> None:
         _write(f"/proc/{pid}/{kind}_map", lines)
 
 
-def _enter(settings, entered: int, mapped: int) -> int:
-    root = os.geteuid() == 0
-    _call("unshare", libc.unshare(NEW_NAMESPACES | NEW_NETWORK))
+def _unshare(namespaces: int, entered: int, mapped: int) -> bool:
+    """Enter new namespaces, and whether the users in them have been said."""
+    _call("unshare", libc.unshare(namespaces))
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.write(entered, b"1")
-    if not os.read(mapped, 1):
+    return bool(os.read(mapped, 1))
+
+
+def _wrap(settings, entered: int, mapped: int) -> int:
+    """Turn into Bubblewrap, which runs this file again."""
+    root = os.geteuid() == 0
+    if root:
+        if not _unshare(NEW_USERS, entered, mapped):
+            return 1
+        _write(USER_NAMESPACES, "0")
+    words = [settings["bwrap"], "--die-with-parent", "--as-pid-1", "--new-session"]
+    words += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+    words += ["--unshare-cgroup-try", "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
+    if root:
+        words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        words += ["--unshare-user", "--disable-userns", "--uid", str(INSIDE), "--gid", str(INSIDE)]
+    for path in settings["visible"]:
+        for outer in reversed(Path(path).parents):
+            words += ["--perms", "0755", "--dir", str(outer)]  # else it is its owner's alone
+        if Path(path).is_symlink():
+            words += ["--symlink", str(Path(path).readlink()), path]
+        else:
+            bind = "--dev-bind" if path.startswith("/dev/") else "--ro-bind"
+            words += [bind, path, path]
+    words += ["--dir", "/work", "--remount-ro", "/", "--"]
+    words += [
+        *settings["argv"][:4],
+        "-c",
+        Path(__file__).read_text(),
+        sys.argv[1],
+        "root" if root else "user",
+    ]
+    for fd in (settings["setup"], settings["report"]):
+        os.set_inheritable(fd, True)
+    os.execve(words[0], words, {})
+
+
+def _within(settings, root: bool) -> int:
+    """What process number 1 does in Bubblewrap's sandbox."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    try:
+        _call("unshare", libc.unshare(NEW_MOUNTS))
+        _mount("none", "/", None, MS_REC | MS_PRIVATE)
+        _mount_work("/work", settings)
+    except OSError as error:
+        _complain(settings, error)
+        return 1
+    return _start(settings, root)
+
+
+def _enter(settings, entered: int, mapped: int) -> int:
+    root = os.geteuid() == 0
+    if not _unshare(NEW_NAMESPACES | NEW_NETWORK, entered, mapped):
         return 1
     first = os.fork()
     if first == 0:
@@ -100,11 +169,16 @@ def _enter(settings, entered: int, mapped: int) -> int:
 
 
 def _first(settings, root: bool) -> int:
-    """What process number 1 does: make the file system, start the program, reap."""
+    """What process number 1 does."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    _write("/proc/sys/user/max_user_namespaces", "0")  # no namespaces, and rights, within
+    _write(USER_NAMESPACES, "0")
     _make_root(settings)
+    return _start(settings, root)
+
+
+def _start(settings, root: bool) -> int:
+    """Start the program and reap until it ends."""
     program = os.fork()
     if program == 0:
         _in_a_child(settings, lambda: _become(settings, root))
@@ -136,13 +210,17 @@ def _make_root(settings) -> None:
         _mount(path, str(inside), None, MS_BIND | MS_REC)
         _restrict(str(inside), READ_ONLY | NOSUID)
     Path(new, "work").mkdir()
-    size = f"size={settings['disk']},nr_inodes=1024,mode=1777"
-    _mount("work", new + "/work", b"tmpfs", NOSUID | NODEV, size)
+    _mount_work(new + "/work", settings)
     os.chdir(new)
     _call("pivot_root", libc.pivot_root(b".", b"."))
     _call("umount", libc.umount2(b".", MNT_DETACH))
     os.chdir("/")
     _restrict("/", READ_ONLY, recursive=False)
+
+
+def _mount_work(path: str, settings) -> None:
+    size = f"size={settings['disk']},nr_inodes=1024,mode=1777"
+    _mount("work", path, b"tmpfs", NOSUID | NODEV, size)
 
 
 def _become(settings, root: bool) -> int:
@@ -152,6 +230,7 @@ def _become(settings, root: bool) -> int:
         os.setgroups([])
         os.setresgid(INSIDE, INSIDE, INSIDE)
         os.setresuid(INSIDE, INSIDE, INSIDE)
+    libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     for name, value in settings["limits"].items():
         resource.setrlimit(getattr(resource, name), (value, value))
     _call("prctl", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))

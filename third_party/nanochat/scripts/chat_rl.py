@@ -11,13 +11,13 @@ drawn from the weights that learn from them). Ctrl-C saves; `--resume_from_step`
 """
 
 import dataclasses
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nanochat import cli
 from nanochat.checkpoint_manager import (
@@ -41,7 +41,7 @@ from nanochat.dataloader import IGNORED
 from nanochat.engine import Engine
 from nanochat.report import get_report
 from nanochat.shares import interval, pass_at
-from tasks.builtin import Sums
+from tasks.builtin import Lists
 from tasks.common import Conversation, Task
 from tasks.gsm8k import GSM8K
 from torch import Tensor
@@ -52,7 +52,7 @@ from scripts import chat_sft
 
 @dataclass(frozen=True)
 class Config:
-    """Learn from rewards; `data` is empty for GSM8K or `builtin` for sums of two digits."""
+    """Learn from rewards; `data` is empty for GSM8K or `builtin` for lists of things of some kinds."""
 
     run: str = "dummy"
     source: str = "sft"
@@ -104,7 +104,7 @@ def tasks(data: str) -> tuple[Task, Task]:
     if data not in ("", "builtin"):
         raise Refused(f"no questions are called {data!r}; leave --data out or say builtin")
     if data:
-        return Sums("train"), Sums("test")
+        return Lists("train"), Lists("test")
     return GSM8K("main", "train"), GSM8K("main", "test")
 
 
@@ -162,18 +162,24 @@ def objective(model: Any, drawn: Rollout, passes: int, questions: int) -> Iterat
         yield -(log_p * worth[:, None]).sum() / (tokens * passes * questions)
 
 
-def gain_interval(before: float, after: float, count: int) -> tuple[float, float]:
-    """95 percent limits of a gain (Newcombe 1998), as if before and after were independent."""
-    (b_low, b_high), (a_low, a_high) = interval(before, count), interval(after, count)
-    down = math.hypot(after - a_low, b_high - before)
-    up = math.hypot(a_high - after, before - b_low)
-    return after - before - down, after - before + up
+def gain_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """95 percent limits of the mean gain of the same questions (paired bootstrap, Efron 1979).
+
+    Questions are drawn again with what each gained. One that lost all and one that gained all are
+    added, so that the limits do not meet where no question changed. They are about other questions
+    to this model, not about other models trained the same way.
+    """
+    gains = np.append(np.subtract(after, before), (-1.0, 1.0))
+    draws = np.random.default_rng(0).integers(len(gains), size=(5000, len(gains)))
+    low, high = np.quantile(gains[draws].mean(axis=1), (0.025, 0.975))
+    return float(low), float(high)
 
 
-def evaluate(engine: Engine, task: Task, config: Config) -> dict[str, float]:
+def evaluate(engine: Engine, task: Task, config: Config) -> dict[str, Any]:
     """Mean reward of a task's first questions, and pass@k up to eight answers; over all processes.
 
-    Answers are drawn at temperature 1, with the same seeds every time.
+    `each` is the mean reward of every question, in their order. Answers are drawn at temperature 1,
+    with the same seeds every time.
     """
     _, rank, _, world = get_dist_info()
     count = min(config.eval_examples, len(task))
@@ -181,9 +187,11 @@ def evaluate(engine: Engine, task: Task, config: Config) -> dict[str, float]:
     engine.model.eval()
     own = [sum(answers(engine, task, i, 0, asked)[2]) for i in range(rank, count, world)]
     engine.model.train()
-    right = [int(value) for values in of_all(own) for value in values]
+    shares = of_all(own)
+    right = [int(shares[i % world][i // world]) for i in range(count)]
     samples = asked.num_samples
-    figures = {"reward": sum(right) / (count * samples), "questions": float(count)}
+    figures: dict[str, Any] = {"reward": sum(right) / (count * samples), "questions": count}
+    figures["each"] = [value / samples for value in right]
     for k in range(1, min(samples, 8) + 1):
         figures[f"pass@{k}"] = sum(pass_at(n, samples, k) for n in right) / count
     return figures
@@ -203,7 +211,7 @@ class Learning:
     record: Tracker
     step: int = 0
     rewards: list[float] = dataclasses.field(default_factory=list)
-    before: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    before: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self.engine = Engine(self.model, self.tokenizer)
@@ -274,15 +282,16 @@ class Learning:
         self.record.log({"step": self.step, "reward": self.rewards[-1], "lrm": multiplier})
         return self.rewards[-1]
 
-    def measure(self, learned: bool = False) -> dict[str, float]:
+    def measure(self, learned: bool = False) -> dict[str, Any]:
         """Mean reward and pass@k of questions held out, or of those learned from."""
         name = "learned" if learned else "held_out"
         figures = evaluate(self.engine, self.learned if learned else self.held_out, self.config)
-        self.record.log({"step": self.step} | {f"{name}/{k}": v for k, v in figures.items()})
-        low, high = interval(figures["reward"], int(figures["questions"]))
+        told = {f"{name}/{key}": value for key, value in figures.items() if key != "each"}
+        self.record.log({"step": self.step} | told)
+        low, high = interval(figures["reward"], figures["questions"])
         print0(
             f"Step {self.step}: mean reward {figures['reward']:.4f} ({low:.4f} to {high:.4f}) on "
-            f"{figures['questions']:.0f} questions {name.replace('_', ' ')}"
+            f"{figures['questions']} questions {name.replace('_', ' ')}"
         )
         return figures
 
@@ -291,13 +300,14 @@ class Learning:
         figures: dict[str, Any] = {}
         for name, prefix in (("held_out", ""), ("learned", "learned_")):
             before, after = self.before[name], self.measure(name == "learned")
-            count = int(before["questions"])
+            figures[f"{prefix}questions"] = count = before["questions"]
             for when, value in (("before", before["reward"]), ("after", after["reward"])):
                 figures[f"{prefix}reward_{when}"] = value
                 figures[f"{prefix}reward_{when}_limits"] = interval(value, count)
-            figures[f"{prefix}gain_limits"] = gain_interval(
-                before["reward"], after["reward"], count
-            )
+            gain = figures[f"{prefix}gain"] = after["reward"] - before["reward"]
+            low, high = gain_interval(before["each"], after["each"])
+            figures[f"{prefix}gain_limits"] = low, high
+            print0(f"Gain {name.replace('_', ' ')}: {gain:+.4f} ({low:+.4f} to {high:+.4f})")
             figures |= {f"{prefix}{k}": v for k, v in after.items() if k.startswith("pass@")}
         done = self.step - 1
         names = (f"model_{done:06d}.pt", f"meta_{done:06d}.json", "tokenizer.pkl")

@@ -41,7 +41,7 @@ from nanochat.engine import Engine
 from nanochat.report import get_report
 from nanochat.tokenizer import MAX_TOKENS
 from tasks.arc import ARC
-from tasks.builtin import Kinds, Sums, Talk
+from tasks.builtin import Kinds, Lists, Sums, Talk
 from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON
 from tasks.gsm8k import GSM8K
@@ -57,13 +57,17 @@ from scripts.chat_eval import Asking, score_of
 METRICS_TOKENS = 64
 """How long an answer may be that a metric is made of."""
 
+LISTS = 600
+"""So many lists of things are shown; what is left to learn about them is for rewards."""
+
 
 @dataclass(frozen=True)
 class Config:
     """Fine-tune a model on conversations.
 
     `data` is empty for the reference's mixture, `builtin`, or files of JSON lines with commas
-    between them, of which every twentieth conversation is for validation.
+    between them, of which every twentieth conversation is for validation. `save_every` is how many
+    steps lie between two that can be gone on from, should the run be killed; -1 saves none.
     """
 
     run: str = "dummy"
@@ -85,6 +89,7 @@ class Config:
     eval_steps: int = 100
     eval_metrics_every: int = 200
     eval_metrics_max_problems: int = 1024
+    save_every: int = -1
     data: str = ""
     resume_from_step: int = -1
 
@@ -93,8 +98,9 @@ def mixtures(data: str) -> tuple[Task, Task, dict[str, Task]]:
     """What is learned, what is for validation, and what is asked for metrics, by name."""
     if data == "builtin":
         spelling = [SimpleSpelling(300, s, words=WORDS) for s in ("train", "test")]
+        lists = Lists(stop=LISTS)
         train = TaskMixture(
-            [Kinds(), Kinds(), Sums(), Sums(), Talk(200), Identity(100), spelling[0]]
+            [Kinds(), Kinds(), Sums(), Sums(), Talk(200), Identity(100), spelling[0], lists]
         )
         held_out = {"kinds": Kinds("test"), "sums": Sums("test")}
         return train, TaskMixture([*held_out.values(), Talk(20, "test"), spelling[1]]), held_out
@@ -295,8 +301,10 @@ class Tuning:
                 )
                 bar.set_postfix(loss=f"{figures['train_loss']:.4f}")
                 bar.update()
-                if stop.asked(self.device):
+                wanted, often = stop.asked(self.device), self.config.save_every
+                if wanted or (often > 0 and self.step % often == 0):
                     self.save(figures, resumable=True)
+                if wanted:
                     print0(f"Go on with --resume_from_step={self.step}")
                     raise KeyboardInterrupt
         self.save(figures, resumable=False)

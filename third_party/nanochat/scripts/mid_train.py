@@ -64,7 +64,8 @@ class Config:
     """Train a base model on conversations.
 
     `num_iterations` counts micro-batches of a process, one of which is read ahead; -1 is one epoch.
-    `data` is as for fine-tuning: empty for the reference's mixture, `builtin`, or files.
+    `save_every` is how many steps lie between two that can be gone on from, should the run be
+    killed; -1 saves none. `data` is as for fine-tuning: empty for the reference's mixture, `builtin`, or files.
     """
 
     run: str = "dummy"
@@ -84,6 +85,7 @@ class Config:
     eval_tokens: int = 20 * 524288
     total_batch_size: int = 524288
     dry_run: int = 0
+    save_every: int = -1
     data: str = ""
     resume_from_step: int = -1
 
@@ -201,8 +203,10 @@ class Training:
                 )
                 bar.set_postfix(loss=f"{loss:.4f}", done=f"{self.progress:.0%}")
                 bar.update()
-                if stop.asked(self.device) and not self.last:
+                asked, often = stop.asked(self.device), self.config.save_every
+                if (asked or (often > 0 and self.step % often == 0)) and not self.last:
                     self.save(resumable=True)
+                if asked and not self.last:
                     print0(f"Go on with --resume_from_step={self.step}")
                     raise KeyboardInterrupt
         return figures | self.finish()

@@ -73,8 +73,18 @@ class Stage:
         return [sys.executable, "-m", self.module, *self.flags]
 
 
-def small(base: int, tuned: int, rewarded: int, documents: int, vocabulary: int) -> list[Stage]:
-    """The stages of a small model on a CPU, from what is built in; the numbers are steps."""
+def kept(steps: int) -> tuple[str, ...]:
+    """The flag by which a run that is killed loses a third of its steps at most."""
+    return (f"--save_every={-(-steps // 3)}",)
+
+
+def small(
+    base: int, tuned: int, rewarded: int, held_out: int, documents: int, vocabulary: int
+) -> list[Stage]:
+    """The stages of a small model on a CPU, from what is built in; the first numbers are steps.
+
+    `held_out` is how many questions a model is measured by at most.
+    """
     shape = ("--device_batch_size=16", "--device_type=cpu")
     own = ("--data=builtin", "--device_type=cpu")
     offline = ("--core_metric_every=-1",)  # the tasks of our own are asked afterwards
@@ -83,18 +93,20 @@ def small(base: int, tuned: int, rewarded: int, documents: int, vocabulary: int)
     length = ("--max_seq_len=128", "--total_batch_size=2048", "--eval_tokens=16384")
     base_flags = (
         *("--depth=2", f"--num_iterations={base}", f"--eval_every={base}"),
-        "--sample_every=-1",
+        *("--sample_every=-1", *kept(base)),
     )
     tuned_flags = (
         *("--source=mid", "--target_examples_per_step=16", f"--num_iterations={tuned + 1}"),
         *("--init_lr_frac=0.5", "--eval_every=-1", "--eval_steps=4", "--eval_metrics_every=-1"),
+        *(f"--eval_metrics_max_problems={held_out}", *kept(tuned)),
     )
     rewarded_flags = (
         *(f"--num_iterations={rewarded}", "--examples_per_step=8", "--num_samples=16"),
-        *("--max_new_tokens=16", "--init_lr_frac=0.1", "--eval_every=-1", "--save_every=-1"),
+        *("--max_new_tokens=32", "--init_lr_frac=0.1", "--eval_every=-1", *kept(rewarded)),
+        f"--eval_examples={held_out}",
     )
     talked = max(10, tuned // 3)
-    mid_flags = (f"--num_iterations={talked + 1}", f"--eval_every={talked + 1}")
+    mid_flags = (f"--num_iterations={talked + 1}", f"--eval_every={talked + 1}", *kept(talked))
     return [
         Stage("texts", "nanochat.dataset", (f"--builtin={documents}",)),
         Stage("tokenizer", "scripts.tok_train", (f"--vocab_size={vocabulary}",)),
@@ -156,8 +168,8 @@ def stages_of(size: str) -> list[Stage]:
         Refused: There is no such size.
     """
     sizes = {
-        "tiny": lambda: small(300, 300, 30, 4000, 768),
-        "smoke": lambda: small(10, 10, 10, 40, 400),
+        "tiny": lambda: small(300, 300, 64, 384, 4000, 768),
+        "smoke": lambda: small(10, 10, 10, 8, 40, 400),
         "d20": lambda: large(20),
     }
     if size not in sizes:
@@ -273,6 +285,8 @@ def main(config: Config) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         if config.run != "dummy":
             os.environ["WANDB_RUN"] = config.run
+        if config.size != "d20":  # on so small a model, two threads mostly wait for each other
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
         record = Record(folder)
         if not record.done:
             get_report().reset()

@@ -4,6 +4,9 @@ In `Kinds` and `Sums` every question that can be asked is either in the train or
 so a right answer to a test question was never seen as an answer to it.
 """
 
+import itertools
+import re
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -20,6 +23,8 @@ QUESTIONS = (
     "I read about {thing}. What is that?",
     "Please say what {thing} is.",
 )
+
+WISHES = ("Name", "Say", "Tell me", "Give me", "Think of")
 
 _NAMES = [
     "Adam",
@@ -41,7 +46,17 @@ _NAMES = [
 ]
 
 
-def _exchange(*turns: str) -> Conversation:
+def _listed(nouns: Sequence[str]) -> str:
+    *first, last = map(a, nouns)
+    return f"{', '.join(first)} and {last}"
+
+
+def _said(names: Sequence[str]) -> str:
+    text = _listed(names)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _exchange(*turns: str) -> dict[str, Any]:
     roles = ("user", "assistant")
     return {
         "messages": [
@@ -55,9 +70,9 @@ class _Builtin(Task):
 
     eval_type = "generative"
 
-    def __init__(self, split: str = "train", **view: Any):
+    def __init__(self, split: str = "train", known: Sequence[str] = ("train", "test"), **view: Any):
         super().__init__(**view)
-        require_split(split)
+        require_split(split, known)
         self.split = split
 
     def evaluate(self, problem: Conversation, completion: str) -> int:
@@ -106,6 +121,35 @@ class Sums(_Builtin):
     def get_example(self, index: int) -> Conversation:
         left, right = self.rows[index]
         return _exchange(f"What is {left} plus {right}?", f"{left} plus {right} is {left + right}.")
+
+
+class Lists(_Builtin):
+    """Things of three kinds to be named, of which there are twelve each: many answers are right.
+
+    Every order of three of the eight kinds, asked for in five ways, is a question. Of the 1,680,
+    384 are for testing and 384 for validation, which choices of settings are made by.
+    """
+
+    def __init__(self, split: str = "train", **view: Any):
+        super().__init__(split, ("train", "validation", "test"), **view)
+        rows = list(itertools.product(itertools.permutations(KINDS, 3), WISHES))
+        Random(42).shuffle(rows)
+        parts = {"test": rows[:384], "validation": rows[384:768], "train": rows[768:]}
+        self.rows = parts[split]
+
+    def num_examples(self) -> int:
+        return len(self.rows)
+
+    def get_example(self, index: int) -> Conversation:
+        (kinds, wish), rng = self.rows[index], Random(f"{self.split}:{index}")
+        names = [rng.choice(KINDS[kind].split()) for kind in kinds]
+        return _exchange(f"{wish} {_listed(kinds)}.", _said(names)) | {"kinds": kinds}
+
+    def evaluate(self, problem: Conversation, completion: str) -> int:
+        """Whether these are things of the kinds in their order, whichever they are."""
+        names = [word for word in re.findall(r"\w+", completion) if word in THINGS]
+        kinds = tuple(THINGS[name] for name in names)
+        return int(kinds == problem["kinds"] and completion.strip() == _said(names))
 
 
 class Talk(_Builtin):
