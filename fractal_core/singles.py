@@ -304,7 +304,8 @@ def table(runs: Sequence[Single]) -> pd.DataFrame:
                 ),
             }
         )
-    return pd.DataFrame(rows)
+    columns = ["run", "kind", "outcome", "ratio", "steps", "seconds", "settings that differ"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _varying(run: Single, runs: Sequence[Single]) -> list[str]:
