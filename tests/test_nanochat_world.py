@@ -1,6 +1,7 @@
 """Two processes that train one model: the same as one process, and going on where they stopped."""
 
 import dataclasses
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -52,6 +53,7 @@ def both(base: Path, act: Callable[[int], None]) -> None:
         act(rank)
         dist.destroy_process_group()
 
+    importlib.import_module("torch._dynamo")  # with the first optimizer each copy would load it
     context = multiprocessing.get_context("fork")
     crew = [context.Process(target=one, args=(rank,)) for rank in range(2)]
     for process in crew:
