@@ -12,6 +12,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     outcome        0   Outcome, label rule, convergence measure
     machine        0   what this machine and this code are, and its slots
     pulse          0   signs of progress
+    known          0   sets whose boundary has a known dimension
     files          0   named bytes under one folder: once, latest, atomic
     redact         0   takes secrets out of what is written
     storage        0   where fetched data and models lie
@@ -20,6 +21,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     hub            0   data sets on the Hugging Face Hub
     determinism    0   what it takes for torch to give the same bits twice
     stream         0   the endless order of texts that a seed gives
+    transcript     0   what a second model says, beside the chat of the first
     boundary       0   boundary cells, box counts, distance, safety margin
     dimension      1   box-counting dimension with interval, or why there is none
     kernels        1   training loops under one numerical contract
@@ -31,6 +33,8 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     base           1   the small language model that runs start from
     tuner          1   fine-tunes one model again and again from the same weights
     docvqa         1   DocVQA as conversations: made, published, counted
+    spelling       1   how a tokenizer spells a text, in colours
+    sizes          1   what a language model of some shape holds, costs and needs
     sheet          2   a printed page: sizes, one font, texts that wrap
     straddle       2   base points on a boundary, from a coarse map or along random chords
     pairs          2   flips against distance: cost, partners, dimension with interval
@@ -57,8 +61,12 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     film           4   a smooth zoom through a chain of maps
     charts         4   flips against distance, for screen and paper
     plots          4   charts of dimensions
+    errands        4   long commands in the background of a folder
     worker         4   one process per slot, which trains units and commits them
+    forms          5   input fields and curves of notebooks
     agenda         5   what is done next, and what follows from a failure
+    stages         5   the stages of nanochat: begun, watched, read
+    talk           5   which language models there are, and what they answer
     raylink        5   joins a Ray cluster, or begins one
     local          6   workers on this machine
     engine         6   runs the missing units of a run folder with a crew of workers
@@ -66,12 +74,16 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     cluster        7   workers on a Ray cluster
     mirror         7   keeps Weights & Biases up to date with a run folder
     survey         7   points beside the map: pairs, floors, reruns, audits
+    measuring       7   pairs and seeing as processes of their own, begun from a notebook
     pairing        8   pairs for a run folder: dimension, floors, nulls, verdict
     adaptive       8   maps that compute only their boundary, with an audit
     history        8   labels after many training lengths, from one run per point
     published      8   the six published windows: printed, and found
+    calibration    9   both estimators of a dimension on known sets
+    curves          9   charts that are read with the mouse
     sight          9   the seeing of a run folder, and what a zoom must ask it
     bench          9   ratios of speed, contenders taking turns
+    findings      10   what is known of the roughness of a run
     explore       10   views of the zoom notebook: addresses, costs, places
     recipe         11   what a figure shows, in the figure: written, read, reopened
     singles       11   single runs: begun, listed, compared

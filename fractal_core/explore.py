@@ -7,7 +7,6 @@ found by its id, so that the same view is never computed twice, in whatever way 
 import contextlib
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fractal_core import control, experiments, machine, sight
+from fractal_core import control, experiments, machine, planner, sight
 from fractal_core.errors import Refused
 from fractal_core.files import Files
 from fractal_core.finetune import FineTune
@@ -23,7 +22,6 @@ from fractal_core.plane import Region
 from fractal_core.store import Store, read_recipe
 from fractal_core.sweep import MIN_ULPS, Sweep
 
-PROBE_STEPS = 100
 MOST = {"grid": 1024, "steps": 100_000}
 """What an address may ask for; anybody can write one, and looking must stay cheap."""
 
@@ -54,6 +52,19 @@ def runs(root: Path) -> list[str]:
     """Names of the run folders, newest first."""
     found = [path.parent for path in root.glob("*/sweep.json")]
     return [path.name for path in sorted(found, key=lambda p: -p.stat().st_mtime)]
+
+
+def maps(root: Path) -> list[str]:
+    """Names of those that are maps and no single runs, newest first; unreadable ones are left out."""
+    return [name for name in runs(root) if _is_map(root / name)]
+
+
+def _is_map(path: Path) -> bool:
+    try:
+        region = read_recipe(path)["region"]
+        return max(region["x"]["points"], region["y"]["points"]) > 1
+    except (Refused, OSError, KeyError, TypeError):
+        return False
 
 
 def open_view(root: Path, name: str) -> View:
@@ -299,7 +310,8 @@ def cost(view: View, like: View | None = None) -> Cost:
     Args:
         view: The view.
         like: A view whose measured time per run is taken, like that of the parent; if none has
-            any, a few runs are trained to see, unless they are runs of a language model.
+            any, a few tiny networks are trained to see, and the steps of like runs of a language
+            model are looked up.
     """
     rows, cols = view.sweep.grid.shape
     missing = rows * cols
@@ -319,7 +331,10 @@ def _seconds_per_run(view: View, like: View | None) -> float | None:
         seconds = store.image().seconds.compressed()
         if len(seconds):
             return float(seconds.mean()) / _at_once(view)
-    return None if is_language_model(view) else _probed(view)
+    if not is_language_model(view):
+        return planner.timed(view.sweep)
+    each = planner.remembered(view.sweep, view.path.parent)
+    return None if each is None else each / _at_once(view)
 
 
 def _at_once(view: View) -> int:
@@ -329,20 +344,6 @@ def _at_once(view: View) -> int:
         return len(machine.slots(experiment.devices, serial=experiment.serial))
     except Refused:  # another kind of machine trains them; nobody here knows how many at a time
         return 1
-
-
-def _probed(view: View) -> float:
-    """Seconds per run of some tiny networks, trained for a few steps."""
-    rows, cols = view.sweep.grid.shape
-    spread = np.linspace(0, rows * cols - 1, 64).astype(np.int64)
-    points = view.sweep.grid.points(spread // cols, spread % cols)
-    experiment: Any = view.sweep.experiment
-    steps = experiment.steps
-    short = replace(experiment, steps=min(steps, PROBE_STEPS))
-    short.run(points[:1], seed=view.sweep.seed)  # compiles, which is paid once
-    started = time.perf_counter()
-    short.run(points, seed=view.sweep.seed)
-    return (time.perf_counter() - started) / len(points) * steps / short.steps
 
 
 def duration(seconds: float) -> str:

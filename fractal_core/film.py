@@ -64,14 +64,13 @@ def keyframes(outer: Region, inner: Region) -> list[Region]:
     links = math.ceil(-math.log2(min(width, height)) - 1e-9)
     made = []
     for step in range(1, links):
-        ends = [
-            _widened(axis, part, start, length, step / links)
-            for axis, part, start, length in (
-                (outer.x, inner.x, left, width),
-                (outer.y, inner.y, low, height),
+        share = step / links
+        made.append(
+            outer.zoom(
+                _widened(outer.x, inner.x, left, width, share),
+                _widened(outer.y, inner.y, low, height, share),
             )
-        ]
-        made.append(outer.zoom(*ends))
+        )
     return made
 
 

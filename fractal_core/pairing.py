@@ -363,14 +363,8 @@ def measure(store: Store, request: Request, hire: Hire, tell: Tell) -> Roughness
     """
     course = Course.of(store, request)
     run = Trained(store, course.level, request.which, hire, tell)
+    dimension, budget, low = estimated(course, run)
     labels = run.lattice()
-    ground = course.ground(run)
-    low = course.reach(run, ground) if request.low is None else request.low
-    budget = pairs.afford(
-        request.runs - course.before, float(np.log10(course.high / low)), (0, 0), FLOORS
-    )
-    flips, settings = course.flips(run, ground, budget, low, request.seed)
-    dimension = pairs.estimate(flips, **settings)
     compared = {
         name: _of_null(course, Null(course.grid, course.stride, label), budget, low)
         for name, label in _nulls(course, labels).items()
@@ -383,6 +377,21 @@ def measure(store: Store, request: Request, hire: Hire, tell: Tell) -> Roughness
         coarse=labels.shape,
         budget=budget,
     )
+
+
+def estimated(course: Course, oracle: Oracle) -> tuple[PairsDimension, Budget, float]:
+    """The dimension of a boundary, what was spent on it, and the smallest distance.
+
+    Raises:
+        Refused: There is no boundary.
+    """
+    request, ground = course.request, course.ground(oracle)
+    low = course.reach(oracle, ground) if request.low is None else request.low
+    budget = pairs.afford(
+        request.runs - course.before, float(np.log10(course.high / low)), (0, 0), FLOORS
+    )
+    flips, settings = course.flips(oracle, ground, budget, low, request.seed)
+    return pairs.estimate(flips, **settings), budget, low
 
 
 SMOOTHED, QUADRATIC, COINS = "the smoothed map", "a quadratic loss", "coin flips"

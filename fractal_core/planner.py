@@ -66,12 +66,12 @@ def recipe(
     Raises:
         Refused: The sentence says what cannot be, and what can.
     """
-    chosen = experiments.preset(preset)
+    own = experiments.preset(preset)
     experiment = configured(preset, axes, settings)
-    default = chosen.region(published, *grid)
+    default = own.region(published, *grid)
     if axes is not None and published:
         raise Refused("the published window belongs to the preset's own axes; leave --axes out")
-    other = chosen.x is None and experiment.axes != chosen.experiment.axes
+    other = own.x is None and experiment.axes != own.experiment.axes
     if other and not (x and y):
         raise Refused("these are not the preset's own axes; say where: --x LO HI --y LO HI")
     bounds = (x or (default.x.low, default.x.high), y or (default.y.low, default.y.high))
@@ -80,6 +80,33 @@ def recipe(
         *(Axis(name, *ends, n, kind, experiment.whole(name)) for name, ends, n, kind in named)
     )
     return Sweep.over(experiment, region, seed)
+
+
+def chosen(
+    preset: str,
+    axes: tuple[str, str],
+    plane: Mapping[str, Any],
+    settings: Mapping[str, str],
+) -> Sweep:
+    """The sweep that the fields of a form ask for, see `forms.plane` and `forms.settings`.
+
+    Raises:
+        Refused: The sentence says what cannot be, and what can.
+    """
+    base = configured(preset)
+    for name in ("rows", "columns", "seed"):
+        if plane[name] is None:
+            raise Refused(f"{name}: write a whole number")
+    return recipe(
+        preset,
+        axes=None if axes == base.axes else axes,
+        x=ends(axes[0], plane["x from"], plane["x to"]),
+        y=ends(axes[1], plane["y from"], plane["y to"]),
+        scale=(plane["x scale"], plane["y scale"]),
+        grid=(plane["rows"], plane["columns"]),
+        seed=plane["seed"],
+        settings=changed(base, settings),
+    )
 
 
 def notes(sweep: Sweep) -> list[str]:
@@ -205,20 +232,20 @@ def devices(experiment: Any) -> list[str]:
     return list(dict.fromkeys(slot.device for slot in slots))
 
 
-def options(chosen: Sequence[str], each: int) -> list[str]:
+def options(devices: Sequence[str], each: int) -> list[str]:
     """Devices and slots on each of them, as options of `fractal run`; nothing means all."""
     found = ["--slots", str(each)] if each else []
-    return found + (["--devices", *chosen] if chosen else [])
+    return found + (["--devices", *devices] if devices else [])
 
 
-def places(sweep: Sweep, chosen: Sequence[str], each: int) -> list[machine.Slot]:
+def places(sweep: Sweep, devices: Sequence[str], each: int) -> list[machine.Slot]:
     """The slots that these options mean.
 
     Raises:
         Refused: A device is not here, or cannot train this.
     """
     experiment = sweep.experiment
-    return machine.slots(experiment.devices, each or None, tuple(chosen), experiment.serial)
+    return machine.slots(experiment.devices, each or None, tuple(devices), experiment.serial)
 
 
 @dataclass(frozen=True)
@@ -256,14 +283,14 @@ def cost(sweep: Sweep, places: Sequence[machine.Slot], root: Path) -> Cost:
     told = tuple(notes(sweep))
     rows, cols = sweep.grid.shape
     tiny_ones = isinstance(sweep.experiment, TinyNetworks)
-    each = _timed(sweep) if tiny_ones else _remembered(sweep, root)
+    each = timed(sweep) if tiny_ones else remembered(sweep, root)
     at_once = len(places) if sweep.experiment.serial or places[0].device != "cpu" else 1
     seconds = None if each is None else rows * cols * each / at_once
     return Cost(rows * cols, seconds, float(sweep.ulps), told)
 
 
-def _timed(sweep: Sweep) -> float:
-    """Seconds of a run, by trying."""
+def timed(sweep: Sweep) -> float:
+    """Seconds of a run of tiny networks that train together, by trying a few for some steps."""
     rows, cols = sweep.grid.shape
     spread = np.linspace(0, rows * cols - 1, PROBE_POINTS).astype(np.int64)
     points = sweep.grid.points(spread // cols, spread % cols)
@@ -283,7 +310,7 @@ ALIKE = (
 """Settings that decide how long a step of fine-tuning takes."""
 
 
-def _remembered(sweep: Sweep, root: Path) -> float | None:
+def remembered(sweep: Sweep, root: Path) -> float | None:
     """Seconds of a run by what the steps of like runs took, the newest folder first."""
     wanted, seed = _middle(sweep)
     for path in sorted(root.glob("*/sweep.json"), key=lambda p: -p.stat().st_mtime):

@@ -32,7 +32,7 @@ from fractal_core.store import Image
 from fractal_core.ticks import digits_of, number
 
 MOST = 12
-BETWEEN, NARROWEST, KEY = 3.0, 44.0, 80.0
+BETWEEN, NARROWEST, KEY, APART = 3.0, 44.0, 80.0, 3.0
 
 
 class Tile(NamedTuple):
@@ -153,12 +153,18 @@ def _ends(sheet: Sheet, axes: Axes, tile: Tile) -> None:
     axes.text(further, 0.5, tile.labels[1], va="center", **turned)
 
 
-def ends_of(axis: Axis, room: float) -> tuple[str, str]:
+def ends_of(axis: Axis, room: int | float) -> tuple[str, str]:
     """The ends of an axis as they were typed, which is exact; rounded, and said to be so with an
     ≈, where both together are longer than `room` in millimetres.
     """
-    exact = number(axis.low), number(axis.high)
-    if sum(text_width(text, SMALL) for text in exact) + BETWEEN * 3 <= room:
-        return exact
-    digits = digits_of(axis.low, axis.high)
-    return f"≈ {number(axis.low, digits)}", f"≈ {number(axis.high, digits)}"
+
+    def fit(texts: tuple[str, str]) -> bool:
+        return sum(text_width(text, SMALL) for text in texts) + APART <= room
+
+    texts, digits = (number(axis.low), number(axis.high)), digits_of(axis.low, axis.high)
+    while not fit(texts):
+        shorter = f"≈ {number(axis.low, digits)}", f"≈ {number(axis.high, digits)}"
+        if shorter[0] == shorter[1] or digits < 2:
+            break
+        texts, digits = shorter, digits - 1
+    return texts

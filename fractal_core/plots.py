@@ -19,7 +19,7 @@ from fractal_core.boundary import boundary_cells
 from fractal_core.dimension import Dimension
 from fractal_core.figures import MISSING, PALETTES
 from fractal_core.roughness import Roughness
-from fractal_core.sheet import DOTS, INCH, LARGE, NORMAL, SMALL, STYLE
+from fractal_core.sheet import DOTS, INCH, LARGE, LINE, MARGIN, NORMAL, SMALL, STYLE, wrap
 from fractal_core.ticks import MINUS
 
 WIDTH, HEIGHT = 183, 82
@@ -48,9 +48,9 @@ def dimension_figure(
         caption: Small text below; the verdict is said anyway.
     """
     with style.context(["default", STYLE]):
-        figure = Figure(
-            figsize=(WIDTH / INCH, HEIGHT / INCH), dpi=DOTS, layout="constrained", facecolor="white"
-        )
+        lines = wrap(caption, WIDTH - 2 * MARGIN, SMALL)
+        size = WIDTH / INCH, (HEIGHT + len(lines) * LINE * SMALL) / INCH
+        figure = Figure(figsize=size, dpi=DOTS, layout="constrained", facecolor="white")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
         _boundary(left, labels, names, spans, found.unit, sides)
         _profile(right, found)
@@ -61,8 +61,8 @@ def dimension_figure(
             else f"D = {box.value:.2f} ({box.low:.2f} to {box.high:.2f})"
         )
         figure.suptitle(f"{number}: {found.verdict}", size=LARGE)
-        if caption:
-            figure.supxlabel(caption, size=SMALL)
+        if lines:
+            figure.supxlabel("\n".join(lines), size=SMALL, x=MARGIN / WIDTH, ha="left")
     return figure
 
 

@@ -5,7 +5,8 @@ that a figure looks the same whichever way it was asked for.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,10 +29,12 @@ from fractal_core import (
 )
 from fractal_core.errors import Refused, require_known
 from fractal_core.explore import View
+from fractal_core.findings import measured
 from fractal_core.outcome import WINDOW, is_stable, is_trainable
 from fractal_core.panels import panels_figure
-from fractal_core.roughness import Roughness, pitch_of, roughness
-from fractal_core.store import Image, Store
+from fractal_core.roughness import Roughness, pitch_of
+from fractal_core.sheet import INCH
+from fractal_core.store import Image, Store, read_recipe
 from fractal_core.survey import Hire, Tell
 
 Which = Literal["trainable", "stable"]
@@ -54,6 +57,11 @@ class Print:
     figure: Figure
     recipe: str
     caption: str
+
+    @property
+    def width_mm(self) -> float:
+        """Of the page."""
+        return float(self.figure.get_figwidth() * INCH)
 
     def data(self, suffix: str) -> bytes:
         """Its file; `suffix` is .pdf, .svg or .png."""
@@ -186,31 +194,6 @@ def _dimension(store: Store, image: Image, which: Which, captioned: bool) -> Pri
     return dimension_print(store, labels, found, which, words if captioned else picture.caption)
 
 
-def measured(
-    store: Store,
-    labels: Bool[np.ndarray, "rows cols"],
-    outcome: np.ma.MaskedArray,
-    *,
-    jitter: float = 0.1,
-    measured_only: bool = False,
-) -> Roughness:
-    """How rough the boundary of a run is, beside what is not fractal.
-
-    Raises:
-        Refused: Points are missing.
-    """
-    experiment = store.sweep.experiment
-    return roughness(
-        labels,
-        store.sweep.grid,
-        steps=getattr(experiment, "steps", 1000),
-        window=getattr(experiment, "window", WINDOW),
-        outcome=outcome,
-        jitter=jitter,
-        measured_only=measured_only,
-    )
-
-
 def dimension_print(
     store: Store,
     labels: Bool[np.ndarray, "rows cols"],
@@ -234,26 +217,83 @@ def dimension_print(
     return Print(figure, recipe.text("dimension", [store], {"boundary": which}, caption), caption)
 
 
-def headless(stores: Sequence[Store], folder: Path, suffix: str = ".pdf") -> list[str]:
-    """Write the map, the panels and the dimension of runs, with captions, and a plate of several.
+def headless(runs: Sequence[str], out: str) -> int:
+    """Write map, panels and dimension of runs as PDF, with captions, and a plate of several.
+
+    Says the name of every file, and of what could not be drawn the reason.
+
+    Args:
+        runs: Run folders.
+        out: Folder to write to.
 
     Returns:
-        A line for every file, and for every figure that could not be drawn the reason.
+        The exit code, 2 where nothing could be drawn at all.
     """
-    lines = []
-    for store in stores:
-        for kind, name in FILES.items():
-            path = folder / f"{store.path.name}-{name}{suffix}"
+    try:
+        if not out:
+            raise Refused("say where to write, --out FOLDER")
+        stores = [experiments.read_run(Path(run)) for run in runs]
+        wanted = [(kind, [store]) for store in stores for kind in FILES]
+        wanted += [("plate", stores)] if len(stores) > 1 else []
+        for kind, shown in wanted:
+            path = Path(out) / f"{name_of(kind, [store.path.name for store in shown])}.pdf"
             try:
-                draw(kind, [store], captioned=True).save(path)
-                lines.append(str(path))
+                draw(kind, shown, captioned=True).save(path)
+                print(path)
             except Refused as refusal:
-                lines.append(f"no {path.name}: {refusal}")
-    if len(stores) > 1:
-        path = folder / f"plate{suffix}"
-        draw("plate", stores, captioned=True).save(path)
-        lines.append(str(path))
-    return lines
+                print(f"no {path}: {refusal}", file=sys.stderr)
+    except Refused as refusal:
+        print(f"fractal: {refusal}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def runs_in(root: Path) -> dict[str, Path]:
+    """Maps in a folder and in folders in it, such as `published`, by their names there; newest
+    first. Single runs, and folders that cannot be read, are not among them.
+    """
+    found = {name: root / name for name in explore.runs(root)}
+    for path in sorted(root.glob("*/*/sweep.json")):
+        found[str(path.parent.relative_to(root))] = path.parent
+    return {name: path for name, path in found.items() if _is_map(path)}
+
+
+def _is_map(path: Path) -> bool:
+    try:
+        axes = read_recipe(path)["region"].values()
+        return max(axis["points"] for axis in axes) > 1
+    except (Refused, OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def stores_of(known: Mapping[str, Path], names: Sequence[str]) -> list[Store]:
+    """The runs of some names, in that order.
+
+    Raises:
+        Refused: One cannot be read.
+    """
+    return [experiments.read_run(known[name]) for name in names if name in known]
+
+
+def name_of(kind: str, names: Sequence[str]) -> str:
+    """What to call the file of a figure, without its suffix."""
+    if kind == "plate":
+        return "plate"
+    which = -1 if kind == "film" else 0
+    run = Path(names[which]).name if names else "run"
+    return f"{run}-{FILES.get(kind, kind)}"
+
+
+def inside(folder: str, name: str) -> Path:
+    """Where to write a file for whoever sits before a notebook: below the folder it works in.
+
+    Raises:
+        Refused: The folder lies elsewhere.
+    """
+    path = Path(folder) / name
+    if not path.resolve().is_relative_to(Path.cwd().resolve()):
+        raise Refused(f"{folder} is not below the folder of the notebook; choose one that is")
+    return path
 
 
 def published_runs(
@@ -359,13 +399,13 @@ def keyframes(root: Path, stores: Sequence[Store]) -> list[View]:
 def price(views: Sequence[View], like: View) -> str:
     """What keyframes would cost, in words."""
     costs = [explore.cost(view, like=like) for view in views]
-    runs, seconds = sum(cost.runs for cost in costs), sum(cost.seconds for cost in costs)
+    runs, seconds = sum(cost.runs for cost in costs), [cost.seconds for cost in costs]
     if not runs:
         return f"{len(views)} keyframes, all computed already"
-    return (
-        f"{len(views)} keyframes, {runs:,} runs to train, about {explore.duration(seconds)} on "
-        "this machine"
-    )
+    known = [each for each in seconds if each is not None]
+    time = f"about {explore.duration(sum(known))} on this machine"
+    time = time if len(known) == len(costs) else "of unknown length, as none is trained yet"
+    return f"{len(views)} keyframes, {runs:,} runs to train, {time}"
 
 
 def make(views: Sequence[View]) -> list[Store]:

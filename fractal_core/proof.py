@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from fractal_core.figures import MISSING, PALE, PALETTES
-from fractal_core.sheet import DOTS, LARGE, STYLE
+from fractal_core.sheet import DOTS, INCH, LARGE, NORMAL, SMALL, STYLE
 
 VISIONS = {
     "as printed": np.eye(3),
@@ -128,3 +128,29 @@ def proof_figure(figure: Figure) -> Figure:
                 (col + 0.5) * wide, top + 0.3 * head / size[1], vision, ha="center", size=LARGE
             )
     return page
+
+
+def palettes_figure() -> Figure:
+    """The colours of every palette as every vision sees them, with the separation of their sides."""
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(183 / INCH, 12 * (len(VISIONS) + 1) / INCH), dpi=DOTS)
+        figure.set_facecolor("white")
+        grid = figure.subplots(
+            len(VISIONS), len(PALETTES), squeeze=False,
+            gridspec_kw={"left": 0.14, "right": 0.99, "top": 0.9, "bottom": 0.04, "hspace": 0.9},
+        )  # fmt: skip
+        walk = np.concatenate([-np.linspace(PALE, 1, 256), np.linspace(1, PALE, 256)]) / 2 + 0.5
+        for column, (name, palette) in zip(grid.T, PALETTES.items(), strict=True):
+            apart = separation(name)
+            colours = palette.sides(walk, bytes=True)[None, :, :3]
+            for axes, vision in zip(column, VISIONS, strict=True):
+                axes.imshow(seen(colours, vision), aspect="auto", interpolation="none")
+                axes.set(xticks=[], yticks=[])
+                words = f"{name}: " if vision == "as printed" else ""
+                where = "at the boundary" if vision == "grey" else "at least"
+                axes.set_title(
+                    f"{words}sides {where} {apart[vision]:.0f} apart", size=SMALL, loc="left"
+                )
+                if name == next(iter(PALETTES)):
+                    axes.set_ylabel(vision, rotation=0, ha="right", va="center", size=NORMAL)
+    return figure

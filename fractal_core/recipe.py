@@ -226,10 +226,11 @@ def _from_settings(root: Path, run: Shown) -> dict[str, str] | None:
         sweep = Sweep.over(experiment, Region(**axes), told["seed"])
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    for name, preset in experiments.PRESETS.items():
-        if not isinstance(experiment, TinyNetworks) or experiment != replace(
-            preset.experiment, steps=experiment.steps, dtype=experiment.dtype
-        ):
+    length = experiments.length(experiment)
+    kept = {length: getattr(experiment, length), "dtype": experiment.dtype}
+    for name in (*experiments.PRESETS, *experiments.TUNING):
+        known = experiments.preset(name).experiment
+        if type(known) is not type(experiment) or replace(known, **kept) != experiment:
             continue
         there = explore.address(explore.View(sweep, root / run.name, None), name)
         with contextlib.suppress(Refused):

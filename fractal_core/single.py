@@ -195,7 +195,7 @@ class _Single:
                 prompt, max_tokens=self.watch.answer_tokens, temperature=0.0
             )
             answer = self.tokenizer.decode(rows[0][len(prompt) :])
-            said = [_plain(message["content"]) for message in talk["messages"]]
+            said = [plain(message["content"]) for message in talk["messages"]]
             found.append((said[-2], said[-1], answer))
         return found
 
@@ -221,7 +221,7 @@ class _Single:
         return str(folder)
 
 
-def _plain(content: Any) -> str:
+def plain(content: Any) -> str:
     """What is said, without its parts."""
     if isinstance(content, str):
         return content

@@ -28,6 +28,7 @@ MOST_POINTS = 1000
 
 LOG_BYTES, QUESTION = 4096, 200
 RATES = "lr_"
+SAMPLES = ["question", "expected", "before", "after"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def planned(start: Start, x: str, y: str, seed: int, settings: Mapping[str, str]
     point = (planner.number(experiment.axes[0], x), planner.number(experiment.axes[1], y))
     if isinstance(experiment, TinyNetworks):
         return network.sweep_of(experiment, point, seed)
+    experiment.review(np.array([point]), seed)  # refuses what the point would replace
     return single.sweep_of(*experiment.at(np.array(point), seed))
 
 
@@ -254,8 +256,7 @@ def open_single(root: Path, name: str) -> Single:
     Raises:
         Refused: There is no such run, or it is a map.
     """
-    store = explore.open_view(root, name).store
-    assert store is not None
+    store = experiments.read_run(root / require_name(name))
     if not _is_single(store.path):
         raise Refused(
             f"{name} is a map; name a point of it as ?run={name}&x=VALUE&y=VALUE, or open a single "
@@ -303,7 +304,8 @@ def table(runs: Sequence[Single]) -> pd.DataFrame:
                 ),
             }
         )
-    return pd.DataFrame(rows)
+    columns = ["run", "kind", "outcome", "ratio", "steps", "seconds", "settings that differ"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _varying(run: Single, runs: Sequence[Single]) -> list[str]:
@@ -323,10 +325,11 @@ def curves(runs: Sequence[Single]) -> pd.DataFrame:
     """
     parts = []
     for run in runs:
-        frame = _thinned(run.rows())[["step", "loss"]].astype(np.float64)
-        frame["loss"] = frame["loss"].where(np.isfinite(frame["loss"]))
-        first = frame["loss"].iloc[0] if len(frame) else np.nan
-        parts.append(frame.assign(ratio=frame["loss"] / first, run=run.name))
+        rows = _thinned(run.rows())
+        step, loss = (rows[name].to_numpy(np.float64) for name in ("step", "loss"))
+        loss = np.where(np.isfinite(loss), loss, np.nan)
+        curve = {"step": step, "loss": loss, "ratio": loss / loss[:1], "run": run.name}
+        parts.append(pd.DataFrame(curve))
     empty = pd.DataFrame({"step": [], "loss": [], "ratio": [], "run": []})
     return pd.concat(parts, ignore_index=True) if parts else empty
 
@@ -377,7 +380,7 @@ def answers(experiment: Any) -> bool:
 
 def sample_table(run: Single) -> pd.DataFrame:
     """Questions, expected answers, and those given before and after; long questions by their end."""
-    frame = pd.DataFrame(run.samples, columns=["question", "expected", "before", "after"])
+    frame = pd.DataFrame(run.samples, columns=SAMPLES)
     ends = [" ".join(question.split())[-QUESTION:] for question in frame["question"]]
     return frame.assign(question=ends).fillna("-")
 

@@ -43,6 +43,16 @@ class Cost:
     beside: int
     seconds: float | None
 
+    def __str__(self) -> str:
+        """One line for a person."""
+        time = "an unknown time, as nothing is trained yet"
+        if self.seconds is not None:
+            time = f"{self.seconds:,.0f} s if they take as long as those that are there"
+        return (
+            f"at most {self.map + self.beside:,} runs ({self.map:,} of the map, {self.beside:,} "
+            f"beside it), {time}"
+        )
+
 
 def named(kind: str, settings: Any) -> str:
     """The name of a survey of some kind, with a hash of all that its points come from."""

@@ -1,9 +1,10 @@
 """What the page of a sweep shows and does: how far it is, who works on it, what failed and why."""
 
 import collections
+import html
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from fractal_core import control, explore, machine, planner, sight, singles
+from fractal_core import control, experiments, explore, machine, planner, sight, singles
 from fractal_core.agenda import fingerprint
+from fractal_core.errors import Refused
 from fractal_core.explore import View
 from fractal_core.store import Store
 from fractal_core.sweep import Sweep
@@ -55,7 +57,7 @@ def resume(store: Store, options: Sequence[str] = ()) -> None:
         control.start_detached(store.path, options)
 
 
-def inside(view: View, box: Sequence[float], rows: int, cols: int) -> Sweep:
+def inside(view: View, box: Sequence[float], rows: int | None, cols: int | None) -> Sweep:
     """The recipe of a run on a dragged rectangle of its map, with a grid of its own.
 
     Raises:
@@ -66,6 +68,69 @@ def inside(view: View, box: Sequence[float], rows: int, cols: int) -> Sweep:
     if view.store is not None:
         sight.require_sight(view.store, sweep)
     return sweep
+
+
+def asked(
+    root: Path,
+    preset: str,
+    axes: tuple[str, str],
+    plane: Mapping[str, Any],
+    settings: Mapping[str, str],
+    crew: Mapping[str, Any],
+) -> tuple[Sweep | None, str, tuple[str, ...]]:
+    """The sweep that a form asks for, if it can be done, words for either, and what to know.
+
+    Args:
+        root: Where runs are.
+        preset: What the form began with.
+        axes: The settings that x and y move.
+        plane: Its fields, see `planner.chosen`.
+        settings: All settings, as text.
+        crew: The devices, and the workers on `each`.
+    """
+    try:
+        sweep = planner.chosen(preset, axes, plane, settings)
+        places = planner.places(sweep, **crew)
+        found = planner.cost(sweep, places, root)
+        return sweep, cost_in_words(found, places), found.notes
+    except Refused as error:
+        return None, f"cannot be done: {error}", ()
+
+
+def selected(
+    root: Path,
+    view: View | None,
+    box: Sequence[float],
+    point: Sequence[float],
+    grid: tuple[int | None, int | None],
+    crew: Mapping[str, Any],
+) -> tuple[Sweep | None, str]:
+    """The sweep that a rectangle of a map asks for, if it can be done, and words for either.
+
+    Args:
+        root: Where runs are.
+        view: The map, if there is one.
+        box: The rectangle, or nothing.
+        point: A clicked point, or nothing.
+        grid: Rows and columns of the sweep; None for those of the map.
+        crew: The devices, and the workers on `each`.
+    """
+    if view is None or not box:
+        if view is not None and point:
+            return None, lone_point(view, point[0], point[1])
+        return None, "Drag a rectangle to sweep it closer, click a point to train it alone."
+    try:
+        inner = inside(view, box, *grid)
+        places = planner.places(view.sweep, **crew)
+        return inner, cost_in_words(planner.cost(inner, places, root), places)
+    except Refused as error:
+        return None, f"cannot zoom there: {error}"
+
+
+def noted(name: str, words: str, notes: Sequence[str] = ()) -> str:
+    """A line, and notes below it, as HTML that tests find by a name."""
+    more = "".join(f"<br>note: {html.escape(note)}" for note in notes)
+    return f"<div><b data-testid='{name}'>{html.escape(words)}</b>{more}</div>"
 
 
 def label_of(name: str) -> str:
@@ -253,7 +318,7 @@ def recipe_in_words(sweep: Sweep) -> str:
     experiment: Any = sweep.experiment
     kept = {name: getattr(experiment, name, None) for name in ("checkpoint", "activation")}
     what = next((str(value) for value in kept.values() if value), type(experiment).__name__)
-    steps = next((getattr(experiment, n) for n in planner.LENGTHS if hasattr(experiment, n)), None)
+    steps = getattr(experiment, experiments.length(experiment), None)
     length = "" if steps is None else f", {steps:,} steps"
     return f"{type(experiment).__name__} ({what}), {rows} x {cols} points{length}"
 
@@ -283,9 +348,14 @@ def headline(now: Glance) -> str:
     )
 
 
-def as_html(frame: pd.DataFrame) -> str:
-    """A small table that a poll may replace every second without a flicker."""
-    return frame.to_html(index=False, border=0, justify="left", classes="fractal-table")
+def panel(now: Glance) -> str:
+    """The headline, and tables of slots and GPUs that a poll may replace without a flicker."""
+    tables = [
+        f"<div data-testid='{name}'>{frame.to_html(index=False, border=0, justify='left')}</div>"
+        for name, frame in (("slots", now.slots), ("gpus", now.gpus))
+        if len(frame)
+    ]
+    return headline(now) + "".join(tables)
 
 
 def failure_table(found: Sequence[Failure]) -> pd.DataFrame:
@@ -301,3 +371,28 @@ def failure_table(found: Sequence[Failure]) -> pd.DataFrame:
             for failure in found
         ]
     )
+
+
+def logs(found: Sequence[Failure]) -> str:
+    """The last words of a worker for every cause, as HTML that tests can read."""
+    parts = [
+        f"<details {'' if n else 'open'}><summary>{html.escape(failure.cause)}</summary>"
+        "<pre data-testid='log-tail' style='max-height:16rem;overflow:auto'>"
+        f"{html.escape(failure.log.strip() or 'it said nothing')}</pre></details>"
+        for n, failure in enumerate(found)
+    ]
+    return f"<div data-testid='failures'>{''.join(parts)}</div>"
+
+
+def heading(root: Path, view: View) -> str:
+    """What a run is, where it lies, and its neighbours to go to, as markdown."""
+    x, y = view.sweep.region.x, view.sweep.region.y
+    ends = [
+        f"{axis.name} {planner.text_of(axis.low)} … {planner.text_of(axis.high)}" for axis in (x, y)
+    ]
+    parts = [f"**{view.name}**", recipe_in_words(view.sweep)]
+    if view.parent is not None:
+        parts.append(f"inside [{view.parent.name}](?run={view.parent.name})")
+    if inner := [f"[{name}](?run={name})" for name, _ in explore.children(root, view)]:
+        parts.append(f"zooms: {', '.join(inner)}")
+    return f"{' · '.join(parts)}\n\n<small data-testid='region'>{' · '.join(ends)}</small>"

@@ -9,10 +9,9 @@ with app.setup(hide_code=True):
     import html
     from pathlib import Path
 
-    import altair as alt
     import marimo as mo
 
-    from fractal_core import Refused, explore, planner, singles
+    from fractal_core import Refused, explore, forms, planner, singles
     from fractal_core.single import Watch
 
     ROOT = Path("runs")
@@ -114,15 +113,7 @@ def inputs(origin, preset):
             for axis, value in zip(begun.experiment.axes, begun.point, strict=True)
         ]
     )
-    settings = mo.ui.dictionary(
-        {
-            choice.name: mo.ui.dropdown(choice.options, value=choice.value, label=choice.name)
-            if choice.options
-            else mo.ui.text(choice.value, label=choice.name)
-            for choice in planner.choices(begun.experiment)
-            if choice.name not in begun.experiment.axes
-        }
-    )
+    settings = forms.settings(begun.experiment, without=begun.experiment.axes)
     seed = mo.ui.number(0, 2**31, value=begun.seed, label="seed")
     samples = mo.ui.number(0, 50, value=5, label="questions answered before and after")
     look = mo.ui.number(1, 10**6, value=200, label="steps between looks at the validation loss")
@@ -132,71 +123,54 @@ def inputs(origin, preset):
 @app.cell(hide_code=True)
 def form(begun, look, origin, point, preset, run, samples, seed, settings):
     mo.stop(run is not None)
-    _main = [settings[name] for name in (*planner.LENGTHS, "dtype") if name in settings.value]
-
-    def _line(*elements):
-        return mo.hstack(elements, justify="start", align="end", wrap=True)
-
     _from = mo.md(f"from the map **{origin.label}**") if origin else preset
-    mo.vstack(
-        [
-            _line(_from, *point, seed),
-            _line(*_main, *([samples, look] if singles.answers(begun.experiment) else [])),
-            mo.accordion(
-                {
-                    "All settings": mo.hstack(
-                        list(settings.elements.values()), wrap=True, justify="start"
-                    )
-                }
-            ),
-        ]
-    )
+    _watch = (samples, look) if singles.answers(begun.experiment) else ()
+    forms.of_settings(settings, (_from, *point, seed, *_watch))
     return
 
 
 @app.cell(hide_code=True)
 def asked(begun, point, run, seed, settings):
-    mo.stop(run is not None)
     try:
         _changes = planner.changed(begun.experiment, settings.value)
-        plan, _words = singles.planned(begun, *point.value, seed.value, _changes), ""
+        plan, _words = singles.planned(begun, *point.value, seed.value or 0, _changes), ""
         _words = "".join(f"note: {html.escape(note)}<br>" for note in planner.notes(plan))
     except Refused as _error:
         plan, _words = None, html.escape(f"cannot be done: {_error}")
-    mo.Html(f"<div data-testid='plan'>{_words}</div>") if _words else None
+    mo.Html(f"<div data-testid='plan'>{_words}</div>") if _words and run is None else None
     return (plan,)
 
 
 @app.cell(hide_code=True)
-def starting_form(control, leave, plan):
+def starting_form(control, leave, plan, run):
     name = mo.ui.text(placeholder="name (or leave it out)")
     start = mo.ui.run_button(
         label="train it", kind="success", disabled=plan is None or not control, tooltip=leave
     )
-    mo.hstack([name, start], justify="start")
+    forms.line(name, start) if run is None else None
     return name, start
 
 
 @app.cell(hide_code=True)
 def starting(attempt, begun, control, go, look, name, plan, samples, start):
     if start.value and control and plan is not None:
-        _watch = Watch(eval_every=look.value, samples=samples.value)
+        _watch = Watch(eval_every=look.value or 200, samples=samples.value or 0)
         attempt(lambda: go(singles.begin(ROOT, name.value, begun.label, plan, _watch)))
     return
 
 
 @app.cell(hide_code=True)
 def ticking(run):
-    mo.stop(run is None)
     tick = mo.ui.refresh(options=["1s", "5s", "30s"], default_interval="1s")
     # Two states, so that a longer curve rebuilds no button and no table.
-    get_phase, set_phase = mo.state(run.phase)
-    get_size, set_size = mo.state(run.size)
+    get_phase, set_phase = mo.state(run.phase if run is not None else "")
+    get_size, set_size = mo.state(run.size if run is not None else 0)
     return get_phase, get_size, set_phase, set_size, tick
 
 
 @app.cell(hide_code=True)
 def looking(get_phase, get_size, run, set_phase, set_size, tick):
+    mo.stop(run is None)
     tick
     if (_size := run.size) != get_size():
         set_size(_size)
@@ -207,6 +181,7 @@ def looking(get_phase, get_size, run, set_phase, set_size, tick):
 
 @app.cell(hide_code=True)
 def outcome(get_phase, run):
+    mo.stop(run is None)
     _state = get_phase()
     _words = mo.Html(
         f"<div><b data-testid='name'>{run.name}</b> · <span data-testid='state'>{_state}</span>"
@@ -218,7 +193,7 @@ def outcome(get_phase, run):
 
 
 @app.cell(hide_code=True)
-def steering(control, get_phase, leave, tick):
+def steering(control, get_phase, leave, run, tick):
     _phase = get_phase()
     stop = mo.ui.run_button(
         label="stop", disabled=_phase != "training" or not control, tooltip=leave
@@ -226,7 +201,7 @@ def steering(control, get_phase, leave, tick):
     again = mo.ui.run_button(
         label="train it again", disabled=_phase != "broken off" or not control, tooltip=leave
     )
-    mo.hstack([stop, again, tick], justify="start")
+    forms.line(stop, again, tick) if run is not None else None
     return again, stop
 
 
@@ -243,36 +218,20 @@ def acting(again, attempt, control, run, stop):
 def others(get_phase):
     get_phase()
     _all = singles.opened(ROOT, singles.names(ROOT))
-    compared = mo.ui.table(
-        singles.table(_all),
-        selection="multi",
-        page_size=8,
-        show_column_summaries=False,
-        show_data_types=False,
-    )
+    compared = forms.runs(singles.table(_all))
     return (compared,)
 
 
 @app.cell(hide_code=True)
 def curve(compared, get_size, over, run):
+    mo.stop(run is None)
     get_size()
     _wanted = [name for name in compared.value["run"] if name != run.name]
     _frame = singles.curves([run, *singles.opened(ROOT, _wanted)])
-    _base = alt.Chart(_frame).encode(
-        x=alt.X("step:Q", title="step"),
-        y=alt.Y(
-            f"{over.value}:Q",
-            title="loss" if over.value == "loss" else "loss over the first loss",
-            scale=alt.Scale(type="log"),
-        ),
-        color=alt.Color("run:N", sort=None),
-        tooltip=["run", "step", "loss", "ratio"],
-    )
-    _loss = _base.mark_line(clip=True).properties(width="container", height=300)
     _seen = int((_frame["run"] == run.name).sum())
     mo.vstack(
         [
-            mo.ui.altair_chart(_loss, chart_selection=False, legend_selection=False),
+            forms.loss_chart(_frame, over.value),
             mo.Html(f"<small data-testid='points' data-points='{_seen}'>{_seen:,} losses</small>"),
         ]
     )
@@ -281,36 +240,19 @@ def curve(compared, get_size, over, run):
 
 @app.cell(hide_code=True)
 def learning_rates(get_size, run):
+    mo.stop(run is None)
     get_size()
-    _chart = (
-        alt.Chart(singles.rates(run))
-        .mark_line()
-        .encode(
-            x=alt.X("step:Q", title="step"),
-            y=alt.Y("rate:Q", title="learning rate"),
-            color=alt.Color("group:N", sort=None),
-            tooltip=["group", "step", "rate"],
-        )
-        .properties(width="container", height=140)
-    )
-    mo.ui.altair_chart(_chart, chart_selection=False, legend_selection=False)
+    forms.rate_chart(singles.rates(run))
     return
 
 
 @app.cell(hide_code=True)
 def answers(get_phase, run):
-    mo.stop(get_phase() != "complete" or not run.samples)
+    mo.stop(run is None or get_phase() != "complete" or not run.samples)
     mo.vstack(
         [
             mo.md("**Questions of the validation set, before and after**"),
-            mo.ui.table(
-                singles.sample_table(run),
-                selection=None,
-                show_column_summaries=False,
-                show_data_types=False,
-                show_download=False,
-                wrapped_columns=["question", "expected", "before", "after"],
-            ),
+            forms.table(singles.sample_table(run), selection=None, wrapped_columns=singles.SAMPLES),
         ]
     )
     return
@@ -319,15 +261,17 @@ def answers(get_phase, run):
 @app.cell(hide_code=True)
 def kept(run):
     mo.stop(run is None)
-    mo.md(
-        f"**Kept** in `{run.store.path}`; the same run anywhere else:\n"
-        f"```\n{singles.line(run.store.path, run.store.sweep)}\n```"
+    _line = html.escape(singles.line(run.store.path, run.store.sweep))
+    mo.Html(
+        f"<b>Kept</b> in {html.escape(str(run.store.path))}; the same run anywhere else:"
+        f"<pre data-testid='command' style='white-space:pre-wrap'>{_line}</pre>"
     )
     return
 
 
 @app.cell(hide_code=True)
-def comparison(compared):
+def comparison(compared, run):
+    mo.stop(run is None)
     mo.vstack(
         [mo.md("**All single runs.** Select some, and their curves join the one above."), compared]
     )

@@ -101,7 +101,7 @@ def colours():
 def side(choose, dtype, grid, palette, preset, quantity, steps, window):
     mo.sidebar(
         [mo.md("### Map"), preset, window, grid, steps, dtype, choose, quantity, palette],
-        width="15rem",
+        width="18rem",
     )
     return
 
@@ -131,7 +131,7 @@ def places(control, get_history, view):
     back = mo.ui.run_button(label="←\u00a0back", disabled=not _past and view.parent is None)
     forward = mo.ui.run_button(label="forward\u00a0→", disabled=not _future)
     place = mo.ui.dropdown(explore.places(ROOT), label="places")
-    opened = mo.ui.dropdown(explore.runs(ROOT), label="runs", searchable=True)
+    opened = mo.ui.dropdown(explore.maps(ROOT), label="runs", searchable=True)
     mark = mo.ui.text(placeholder="name this view")
     _kept = view.name in explore.bookmarks(ROOT).values()
     keep = mo.ui.run_button(label="bookmark", disabled=view.store is None or not control)
@@ -243,6 +243,7 @@ def loss_curves(heat, view):
             tooltip=["run", "outcome", "step", "loss"],
         )
         .properties(height=260, width="container")
+        .configure_axis(gridOpacity=0.3)
     )
     mo.ui.altair_chart(_chart, chart_selection=False, legend_selection=False)
     return

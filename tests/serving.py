@@ -55,6 +55,15 @@ def disabled(page, name: str) -> bool:
     return page.get_by_role("button", name=name, exact=True).is_disabled()
 
 
+def fill(page, label: str, value: object) -> None:
+    """Type into the field with that label, and leave it."""
+    # A field for numbers does not tell the browser that its label is one.
+    numbers = page.locator("marimo-number").filter(has_text=label).locator("input")
+    field = page.get_by_role("textbox", name=label, exact=True).or_(numbers).first
+    field.fill(str(value))
+    field.press("Tab")
+
+
 def says(page, test_id: str, text: str, timeout: int = 60_000) -> str:
     """Wait until an element says `text`, which is a regular expression, and return all it says."""
     from playwright.sync_api import expect

@@ -187,6 +187,10 @@ def test_a_single_run_is_no_map(root):
     Store.create(root / "alone", Sweep.over(SMALL, region))
     with pytest.raises(Refused, match="alone is a single run"):
         open_view(root, "alone")
+    (root / "torn").mkdir()
+    (root / "torn" / "sweep.json").write_text("{")
+    assert set(explore.runs(root)) == {"whole", "alone", "torn"}
+    assert explore.maps(root) == ["whole"]
 
 
 def test_curves_are_those_of_the_sweep(root):

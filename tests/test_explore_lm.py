@@ -83,7 +83,10 @@ def test_cost_comes_from_its_own_runs(root, monkeypatch):
     cost = explore.cost(inner, like=view)
     assert cost.runs == 16
     assert cost.seconds == pytest.approx(8 * view.store.image().seconds.mean())
-    assert "16 runs of unknown length" in str(explore.cost(replace(inner, parent=None)))
+    orphan = replace(inner, parent=None)
+    assert explore.cost(orphan).seconds == pytest.approx(cost.seconds)  # by what lies beside it
+    alone = replace(orphan, path=root / "elsewhere" / "alone")
+    assert "16 runs of unknown length" in str(explore.cost(alone))
 
 
 def test_a_zoom_is_a_run_of_its_own(root, monkeypatch):

@@ -22,6 +22,7 @@ from test_kernels import (
 from fractal_core import PRESETS, Refused, TinyNetworks, machine
 from fractal_core.bench import cuda as bench_cuda
 from fractal_core.bench import machinecode, tiny
+from fractal_core.commands.bench import bench
 from fractal_core.kernels import cpu, cuda
 from fractal_core.kernels.contract import TANH
 from fractal_core.kernels.layout import Layout
@@ -102,6 +103,31 @@ def test_tanh_is_that_of_the_cpu_kernel():
         np.testing.assert_array_equal(kernelhost.tanh(x), tanh_of(dtype)(x))
 
 
+@pytest.mark.parametrize(
+    ("activation", "dtype", "batch", "width", "points", "blocks", "resident"),
+    [
+        ("tanh", "float64", None, 16, 21, 1, True),
+        ("relu", "float32", 3, 16, 21, 2, True),
+        ("tanh", "float64", 3, 5, 70, 2, False),
+        ("tanh", "float32", None, 32, 5, 1, True),
+        ("relu", "float64", None, 16, 3, 3, True),
+    ],
+)
+def test_threads_exchange_and_queue_as_they_should(
+    activation, dtype, batch, width, points, blocks, resident
+):
+    """Groups that take the next point while others go on; groups and blocks that never get one."""
+    problem = problem_of(activation, dtype, width=width, samples=5, steps=6, batch=batch, window=4)
+    hyper = points_of(points, high=3.5)
+    hyper[::5, 2], hyper[::7, 3] = 0.1, 0.01
+    hyper[::4, :2] = 1e20 if dtype == "float32" else 1e160
+    code = replace(Layout.of(problem), threads=64)
+    found = kernelhost.train_in_warps(problem, hyper, [0, 2, 5], code, blocks, resident)
+    wanted = cpu.train(problem, hyper, [0, 2, 5])
+    assert_same(found, wanted)
+    assert 0.1 < np.mean(wanted.steps < 6) < 0.9
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("name", "experiment", "points"), list(windows()), ids=lambda v: str(v)[:24]
@@ -171,6 +197,14 @@ def test_the_bound_of_an_h100():
     for dtype, asked in [("float64", 55e6), ("float32", 95e6)]:
         code = Layout.of(problem_of(dtype=dtype, width=16))
         assert machinecode.report(code, "sm_90").bound(272, 132, 1.755e9) > asked
+
+
+def test_the_command_reports_the_machine_code(capsys):
+    """One JSON object, in which every loop has the operations that the contract wants."""
+    bench("code", only=("tanh-full-float64",), as_json=True)
+    kernels = json.loads(capsys.readouterr().out)["kernels"]
+    assert [one["arch"] for one in kernels] == list(machinecode.ARCHS)
+    assert all(one["loop"] == one["wanted"] for one in kernels)
 
 
 def test_what_does_not_fit_stays_in_global_memory():
@@ -248,3 +282,11 @@ def test_without_a_gpu_training_there_is_refused():
     """In one sentence that says what to do instead."""
     with pytest.raises(Refused, match="--devices cpu"):
         cuda.train(problem_of(), points_of(1))
+
+
+def test_units_fill_a_gpu_that_is_there(monkeypatch):
+    """Where there is one a unit has many times the points that it trains at once."""
+    monkeypatch.setattr(machine, "gpus", list)
+    assert TinyNetworks().block is None
+    monkeypatch.setattr(machine, "gpus", lambda: ["one"])
+    assert TinyNetworks().block == 256

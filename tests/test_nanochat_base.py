@@ -387,13 +387,17 @@ def test_an_offline_run_stays_on_the_disk(base, monkeypatch):
     assert b"train/loss" in record.read_bytes()
 
 
-def test_a_dummy_run_keeps_no_record(monkeypatch):
-    """The default: W&B is not even imported."""
+def test_a_dummy_run_keeps_a_file_alone(base, monkeypatch):
+    """The default: W&B is not even imported; each attempt writes a file of its own."""
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    record = tracker("base", "dummy", {})
-    record.log({"step": 1})
-    record.artifact({})
-    record.finish()
+    for attempt in (1, 2):
+        record = tracker("base", "dummy", {})
+        record.log({"step": attempt, "loss": np.float32(0.5)})
+        record.artifact({})
+        record.finish()
+    files = sorted((base / "metrics").iterdir())
+    assert [file.name for file in files] == ["base.1.jsonl", "base.2.jsonl"]
+    assert files[1].read_text() == '{"step": 2, "loss": 0.5}\n'
 
 
 def test_prompts_longer_than_the_context_are_left_out(base, capsys):

@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import sys
-from typing import Literal, get_args
+from typing import Literal
 
 import tyro
 
@@ -18,7 +18,6 @@ from fractal_core.commands.work import Json
 from fractal_core.errors import require_known
 from fractal_core.kernels import cuda
 from fractal_core.kernels.layout import Layout
-from fractal_core.tiny import Activation, Dtype
 
 ZOOM_FIGURES = {
     "preview": "mouse up to preview of the selection, ms",
@@ -54,7 +53,7 @@ def bench(
             model, against a process for every point.
         rounds: Turns of every contender, or zooms; left out, 7, 4, 3, 3 and 3.
         seconds: How long a turn of `tiny` and a long unit of `engine` take; left out, 0.5 and 1.
-        only: Cases of `tiny`, for example tanh-full-float64, or of `finetune`: training,
+        only: Cases of `tiny` and `code`, for example tanh-full-float64, or of `finetune`: training,
             everything; left out, all.
         device: Where `tiny` and `finetune` train: cpu or cuda; each has a language model of its size.
         check: First compare the bits of `tiny --device cuda` with the CPU's at so many random points
@@ -70,7 +69,7 @@ def bench(
     elif what == "dim":
         _dim(3 if rounds is None else rounds, as_json)
     elif what == "code":
-        _code(as_json)
+        _code(only, as_json)
     elif device == "cuda":
         return _gpu(7 if rounds is None else rounds, seconds or 0.5, only, check, as_json)
     else:
@@ -106,29 +105,31 @@ def _tiny(rounds: int, seconds: float, only: tuple[str, ...], as_json: bool) -> 
         )
 
 
-def _code(as_json: bool) -> None:
+def _code(only: tuple[str, ...], as_json: bool) -> None:
     rows = []
-    for dtype, arch in itertools.product(get_args(Dtype), machinecode.ARCHS):
-        for activation in get_args(Activation):
-            case = tiny.Case(activation, "full", dtype)
-            code = Layout.of(case.experiment(21).problem(0))
-            found = machinecode.report(code, arch)
-            bound = found.bound(272, *H100) if arch == "sm_90" else None
-            wanted = dataclasses.asdict(machinecode.wanted(code))
-            rows.append(dataclasses.asdict(found) | {"wanted": wanted, "h100_bound": bound})
+    for case, arch in itertools.product(tiny.cases(), machinecode.ARCHS):
+        name = "-".join(dataclasses.astuple(case))
+        if case.mode != "full" or (only and name not in only):
+            continue
+        code = Layout.of(case.experiment(21).problem(0))
+        found = machinecode.report(code, arch)
+        row = {"case": name, **dataclasses.asdict(found)}
+        row["wanted"] = dataclasses.asdict(machinecode.wanted(code))
+        row["h100_bound"] = found.bound(272, *H100) if arch == "sm_90" else None
+        rows.append(row)
     if as_json:
         print(json.dumps({"versions": machine.versions(), "kernels": rows}))
         return
-    print("full batch, width 16; operations are those of the innermost loop")
+    print("full batch, width 16; operations of the innermost loop; bound for 272 samples")
     print(
-        f"{'kernel':<26}{'registers':>10}{'spilled':>9}{'warps':>7}{'fused':>7}{'mul':>6}{'add':>6}"
+        f"{'kernel':<30}{'registers':>10}{'spilled':>9}{'warps':>7}{'fused':>7}{'mul':>6}{'add':>6}"
         f"{'all':>6}{'H100 bound, point-steps/s':>28}"
     )
     for row in rows:
-        name = "-".join([row["code"]["activation"], row["code"]["dtype"], row["arch"]])
+        name = f"{row['case']} {row['arch']}"
         loop, bound = row["loop"], row["h100_bound"]
         print(
-            f"{name:<26}{row['registers']:>10}{row['spilled']:>9}{row['code']['threads'] // 32:>7}"
+            f"{name:<30}{row['registers']:>10}{row['spilled']:>9}{row['code']['threads'] // 32:>7}"
             f"{loop['fused']:>7}{loop['multiplied']:>6}{loop['added']:>6}{row['instructions']:>6}"
             + (f"{bound:>28.3g}" if bound else "")
         )

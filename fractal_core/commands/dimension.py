@@ -11,11 +11,21 @@ from typing import Any
 import numpy as np
 import tyro
 
-from fractal_core import adaptive, experiments, figures, history, press, published, recipe
+from fractal_core import (
+    adaptive,
+    experiments,
+    figures,
+    findings,
+    history,
+    press,
+    published,
+    recipe,
+)
 from fractal_core.boundary import SafetyMargin
 from fractal_core.commands.work import Json, crew_of
 from fractal_core.dimension import Dimension, dimension_in_time
 from fractal_core.errors import Refused, require_known
+from fractal_core.findings import companions, in_words
 from fractal_core.pairs import PairsDimension
 from fractal_core.press import Which
 from fractal_core.roughness import Roughness, pitch_of
@@ -58,11 +68,8 @@ def dim(
     if times is not None:
         _in_time(store, which, times, out, as_json)
         return
-    picture = adaptive.audited(store, store.image())
-    labels = press.SIDES[which](picture.outcome)
-    found = press.measured(
-        store, labels, picture.outcome, jitter=jitter / 100, measured_only=measured_only
-    )
+    whole = findings.mapped(store, which, jitter / 100, measured_only)
+    labels, found, picture = whole.labels, whole.found, whole.picture
     if out is not None:
         press.dimension_print(store, labels, found, which, picture.caption).save(out)
     if as_json:
@@ -203,55 +210,13 @@ def _print(store: Store, found: Roughness, which: Which, jitter: float) -> None:
     print(f"verdict        {found.verdict}")
     for sentence in found.verdict.evidence:
         print(f"               - {sentence}")
-    print(f"cross-check    {_number(found.minkowski)} from the area around the boundary")
-    print(
-        f"other recipes  {_number(found.paper)} the paper's, {_number(found.fractal_llm)} "
-        "fractal-llm's (without interval or nulls, for comparison only)"
-    )
-    print(
-        f"companions     edge density {box.edge_density:.3f}, "
-        f"neighbour correlation {box.neighbour_correlation:.2f}"
-    )
-    if found.entropy is not None:
-        proof = "proves a fractal" if found.entropy.fractal else "no proof of a fractal"
-        print(
-            f"               basin entropy {found.entropy.basin:.3f}, on the boundary "
-            f"{found.entropy.boundary:.3f} (ln 2 = 0.693: {proof})"
-        )
-    print(f"safety margin  {_margin_in_words(store, found, jitter)}")
+    for name, text in companions(store, found, jitter):
+        print(f"{name:<15}{text}")
     profile = box.profile
     if len(profile.eps):
         print(f"\nbox size, {found.unit}   D(eps)  95 % interval")
         for row in zip(profile.eps, profile.dimension, profile.low, profile.high, strict=True):
             print("{:<18.3g}  {:7.3f}  {:.3f} to {:.3f}".format(*row))
-
-
-def in_words(found: Dimension) -> str:
-    """A dimension with its interval, or why there is none."""
-    if found.value is None:
-        return f"none: {found.reason}"
-    return f"{found.value:.3f} (95 %: {found.low:.3f} to {found.high:.3f})"
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"
-
-
-def _margin_in_words(store: Store, found: Roughness, jitter: float) -> str:
-    if found.margin is None:
-        return f"none: {found.no_margin}"
-    x = store.sweep.labels[0]
-    largest = found.margin.largest
-    if largest.max() < 0:
-        return f"none: nowhere do at most 1 % of runs fail under +-{jitter:g} % jitter"
-    row = int(np.argmax(largest))
-    grid = store.sweep.grid
-    safe = np.count_nonzero(largest >= 0)
-    return (
-        f"{x} up to {grid.x[largest[row]]:.4g} with at most 1 % chance of failing under "
-        f"+-{jitter:g} % jitter, at {store.sweep.labels[1]} {grid.y[row]:.4g} "
-        f"({safe} of {len(grid.y)} rows have such a value)"
-    )
 
 
 def _report(store: Store, found: Roughness, which: Which, jitter: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from fractal_core import experiments, pairing, recipe, sight
+from fractal_core import experiments, findings, pairing, recipe, sight
 from fractal_core.commands.work import crew_of
 from fractal_core.pairing import Bases, Request, Roughness, Which
 from fractal_core.pairs import PairsDimension
@@ -39,7 +39,7 @@ def pairs(
 
     Trains at points near the boundary and at partners of them at many distances, and counts the
     pairs whose labels differ: f = a eps^(2 - D). It says what it costs first; the same command
-    again trains nothing.
+    again trains nothing. What it comes to is kept in the folder.
 
     Args:
         run: The run folder. Its map need not be finished: what is missing of a coarse one is
@@ -60,6 +60,7 @@ def pairs(
     _announce(pairing.cost(store, request))
     counter = Counter()
     rough = pairing.measure(store, request, crew_of(store), counter.tell)
+    findings.keep(store, rough)
     unit = unit_of(store.sweep.region)
     if out is not None:
         from fractal_core import charts, figures
@@ -137,15 +138,7 @@ class Counter:
 
 def _announce(cost: Cost) -> None:
     """Say what it costs before anything is trained."""
-    time = "an unknown time, as nothing is trained yet"
-    if cost.seconds is not None:
-        time = f"{cost.seconds:,.0f} s if they take as long as those that are there"
-    print(
-        f"at most {cost.map + cost.beside:,} runs ({cost.map:,} of the map, {cost.beside:,} beside "
-        f"it), {time}; what is stored is not trained again",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"{cost}; what is stored is not trained again", file=sys.stderr, flush=True)
 
 
 def _dimension(found: PairsDimension) -> str:

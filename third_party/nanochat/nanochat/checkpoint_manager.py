@@ -232,7 +232,7 @@ def build_model(
 
 
 def load_tokenizer(checkpoint_dir: str | os.PathLike, step: int) -> Any:
-    """The tokenizer of a step: the one that lies with it, else that of the base folder.
+    """The tokenizer of a step: the one that lies with it or above, else that of the base folder.
 
     Raises:
         Refused: There is none, or it is of another vocabulary than the model.
@@ -336,7 +336,8 @@ def _config_of(weights: Weights, meta: Meta, origin: str) -> GPTConfig:
 def _tokenizer_near(folder: Path) -> Any:
     from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 
-    for place in (folder, folder / "tokenizer", folder.parent / "tokenizer"):
+    above = [ancestor / "tokenizer" for ancestor in (folder, *folder.parents[:2])]
+    for place in (folder, *above):  # the last is that of the base folder which it lies in
         if (place / "tokenizer.pkl").exists() or (place / "tokenizer.json").exists():
             return RustBPETokenizer.from_directory(str(place))
     return get_tokenizer()

@@ -3,6 +3,7 @@
 Importing it changes nothing; `compute_init` does what has effects.
 """
 
+import json
 import os
 import signal
 import threading
@@ -146,13 +147,17 @@ class StopRequest:
 
 @dataclass
 class Tracker:
-    """The record of one stage at Weights & Biases, or nothing at all if `run` is None."""
+    """The record of one stage: a file of JSON lines, and Weights & Biases unless `run` is None."""
 
     stage: str
     run: Any = None
+    file: Path | None = None
 
     def log(self, figures: dict[str, Any]) -> None:
         """Add figures to the record; `step` among them is their place on the axis."""
+        if self.file is not None:
+            with self.file.open("a") as file:
+                file.write(json.dumps(figures, default=float) + "\n")
         if self.run is not None:
             self.run.log(figures)
 
@@ -179,14 +184,18 @@ class Tracker:
 
 
 def tracker(stage: str, run: str, config: dict[str, Any], project: str = "nanochat") -> Tracker:
-    """The record of a stage: none for the run `dummy`, and offline unless W&B was told a key.
+    """The record of a stage: a file, and W&B but for the run `dummy`; offline unless told a key.
 
     WANDB_RUN, WANDB_PROJECT and WANDB_ENTITY go before the arguments; the run's name ends in the
-    stage. Only the first process keeps a record.
+    stage. The file is a new one in `metrics` of the base folder, STAGE.ATTEMPT.jsonl; what went on
+    from a saved step begins with that step. Only the first process keeps a record.
     """
     run = os.environ.get("WANDB_RUN") or run
-    if run == "dummy" or get_dist_info()[1] != 0:
+    if get_dist_info()[1] != 0:
         return Tracker(stage)
+    file = _next_file(stage)
+    if run == "dummy":
+        return Tracker(stage, file=file)
     import wandb
 
     known = bool(os.environ.get("WANDB_API_KEY"))
@@ -201,7 +210,15 @@ def tracker(stage: str, run: str, config: dict[str, Any], project: str = "nanoch
             mode=mode,  # type: ignore[arg-type] - the environment's word, which wandb checks
             dir=get_base_dir(),
         ),
+        file,
     )
+
+
+def _next_file(stage: str) -> Path:
+    """The file of a stage's next attempt: none is ever added to by another one."""
+    folder = Path(get_base_dir()) / "metrics"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{stage}.{len(list(folder.glob(f'{stage}.*.jsonl'))) + 1}.jsonl"
 
 
 def _plain(name: str) -> str:

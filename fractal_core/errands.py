@@ -1,0 +1,196 @@
+"""Long commands in the background of a folder: begun from a notebook, watched, asked to stop.
+
+A process of its own session holds the folder's lock while it works, so that two who begin the same
+begin it once, and `state/errand.json` says what was begun and how it ended. It outlives the
+notebook, its kernel and the browser.
+"""
+
+import html
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fractal_core import duty
+from fractal_core.errors import Refused
+from fractal_core.files import Files
+
+NOTE, LOG = "state/errand.json", "state/log.txt"
+STOPPED = 130
+"""The code of a command that was asked to stop and put its things in order."""
+
+_begun: list[subprocess.Popen] = []
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What was last begun in a folder.
+
+    Args:
+        command: The module, and its arguments.
+        process: Who works on it now, or None.
+        code: Its exit code; None while it works, or if it was killed.
+        log: What it said.
+        stopping: Whether it was asked to stop.
+    """
+
+    command: tuple[str, ...]
+    process: int | None
+    code: int | None
+    log: str
+    stopping: bool
+
+    @property
+    def state(self) -> str:
+        """running, stopping, done, stopped or failed."""
+        if self.process is not None:
+            return "stopping" if self.stopping else "running"
+        if self.code == 0:
+            return "done"
+        return "stopped" if self.stopping or self.code == STOPPED else "failed"
+
+    def tail(self, lines: int = 40) -> str:
+        """The end of the log; of a line that was written over, what stood there last."""
+        kept = self.log.strip("\n").split("\n")[-lines:]
+        return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in kept)
+
+    def page(self, lines: int = 40) -> str:
+        """The same as HTML."""
+        return (
+            "<pre data-testid='log' style='white-space:pre-wrap;font-size:.8em'>"
+            f"{html.escape(self.tail(lines))}</pre>"
+        )
+
+
+def start(
+    folder: Path,
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    patience: float = 60.0,
+) -> int:
+    """Have a process of its own run `python -m` a command for a folder; returns its id.
+
+    Args:
+        folder: Whose lock it holds; made if need be.
+        command: A module and its arguments.
+        environment: Variables beside those of this process.
+        patience: Seconds to wait for it to begin.
+
+    Raises:
+        Refused: It ended at once; the sentence carries its last line.
+    """
+    if (holder := duty.lock_holder(folder)) is not None:
+        return holder
+    (folder / "state").mkdir(parents=True, exist_ok=True)
+    _begun[:] = [process for process in _begun if process.poll() is None]  # reaps what has ended
+    with (folder / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fractal_core.errands", str(folder), *command],
+            env=os.environ | dict(environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _begun.append(process)
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        holder = duty.lock_holder(folder)
+        if holder and _note(folder).get("process") == holder:
+            return holder
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    found = last(folder)
+    if process.poll() and (found is None or found.process is None):
+        words = (found.log if found else "").strip().splitlines()[-1:]
+        raise Refused("".join(words) or "the process ended at once")
+    return process.pid
+
+
+def last(folder: Path) -> Errand | None:
+    """What was last begun in a folder, or None."""
+    note = _note(folder)
+    try:
+        with (folder / LOG).open("rb") as log:
+            log.seek(note["from"])
+            said = log.read().decode(errors="replace")
+    except (OSError, KeyError):
+        return None
+    process = duty.lock_holder(folder)
+    asked = (folder / "state" / "STOP").exists()
+    return Errand(tuple(note["command"]), process, note["code"], said, asked)
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / NOTE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def ask_to_stop(folder: Path) -> bool:
+    """Ask whoever works on a folder to stop, and do not wait; True if there was anybody.
+
+    Asked again it stops at once, and what it had in hand may be lost.
+
+    Raises:
+        Refused: It is on another machine.
+    """
+    holder = duty.lock_holder(folder)
+    if holder is None:
+        return False
+    if not holder:
+        raise Refused(f"{folder} is being worked on elsewhere; stop it on that machine")
+    (folder / "state" / "STOP").touch()
+    os.kill(holder, signal.SIGTERM)
+    return True
+
+
+def perform(folder: Path, command: Sequence[str]) -> int:
+    """Run a command here, under the lock of a folder; its exit code.
+
+    Raises:
+        Refused: Another process works on the folder.
+    """
+    files = Files(folder)
+    with duty.lock(folder):
+        (folder / "state" / "STOP").unlink(missing_ok=True)
+        note = {
+            "command": list(command),
+            "process": os.getpid(),
+            "from": (folder / LOG).stat().st_size,
+            "code": None,
+        }
+        files.put_latest(NOTE, json.dumps(note).encode())
+        sys.argv = list(command)
+        try:
+            runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code)
+        except KeyboardInterrupt:
+            code = STOPPED
+        except Exception:  # noqa: BLE001 - whatever it was is the last thing in the log
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        files.put_latest(NOTE, json.dumps(note | {"code": code}).encode())
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(perform(Path(sys.argv[1]), sys.argv[2:]))
+    except Refused as refusal:
+        sys.exit(f"fractal: {refusal}")

@@ -1,0 +1,127 @@
+"""What the pages of sweeps and single runs are built of: input fields for recipes, and curves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import marimo as mo
+import pandas as pd
+
+from fractal_core import experiments, planner
+
+LARGEST_EDGE, LARGEST_SEED = 16384, 2**31
+
+
+def settings(experiment: Any, without: Sequence[str] = ()) -> mo.ui.dictionary:
+    """A field for every setting of an experiment; a list where only some values are allowed."""
+    fields = {}
+    for choice in planner.choices(experiment):
+        if choice.name not in without:
+            fields[choice.name] = (
+                mo.ui.dropdown(choice.options, value=choice.value, label=choice.name)
+                if choice.options
+                else mo.ui.text(choice.value, label=choice.name)
+            )
+    return mo.ui.dictionary(fields)
+
+
+def plane(preset: str, axes: tuple[str, str], window: str) -> mo.ui.dictionary:
+    """Fields for both axes, the grid and the seed, as `planner.chosen` reads them."""
+    edge = planner.usual_edge(experiments.preset(preset).experiment)
+    fields: dict[str, Any] = {}
+    ends = planner.ends_as_text(preset, axes, window)
+    for axis, (low, high), cells in zip("xy", ends, ("columns", "rows"), strict=True):
+        fields[f"{axis} scale"] = mo.ui.dropdown(["log10", "linear"], value="log10", label="scale")
+        fields[f"{axis} from"] = mo.ui.text(low, label=f"{axis} from")
+        fields[f"{axis} to"] = mo.ui.text(high, label=f"{axis} to")
+        fields[cells] = mo.ui.number(1, LARGEST_EDGE, value=edge, label=cells)
+    fields["seed"] = mo.ui.number(0, LARGEST_SEED, value=0, label="seed")
+    return mo.ui.dictionary(fields)
+
+
+def crew(experiment: Any) -> mo.ui.dictionary:
+    """Fields for the devices of this machine and the workers on each, all devices to begin with."""
+    here = planner.devices(experiment)
+    each = mo.ui.number(0, 1024, value=0, label="workers on each (0: as many as suit)")
+    return mo.ui.dictionary(
+        {"devices": mo.ui.multiselect(here, value=here, label="devices"), "each": each}
+    )
+
+
+def line(*elements: Any) -> mo.Html:
+    """Fields beside each other, as many as there is room for."""
+    return mo.hstack(elements, justify="start", align="end", wrap=True)
+
+
+def of_settings(fields: mo.ui.dictionary, first: Sequence[Any]) -> mo.Html:
+    """Some fields, the length and precision of a run among them, and a drawer with the others."""
+    main = [name for name in ("steps", "num_steps", "dtype") if name in fields.elements]
+    rest = [field for name, field in fields.elements.items() if name not in main]
+    drawer = mo.accordion({"All settings": line(*rest)})
+    return mo.vstack([line(*first, *(fields[name] for name in main)), drawer])
+
+
+def of_plane(axes: mo.ui.array, fields: mo.ui.dictionary) -> mo.Html:
+    """The fields of `plane`, an axis to a line."""
+    ends = [
+        line(name, *(fields[f"{axis} {what}"] for what in ("scale", "from", "to")))
+        for axis, name in zip("xy", axes, strict=True)
+    ]
+    return mo.vstack([*ends, line(*(fields[name] for name in ("columns", "rows", "seed")))])
+
+
+def loss_chart(frame: pd.DataFrame, by: str) -> mo.Html:
+    """Curves of several runs, by loss or by its ratio to the first one."""
+    title = "loss" if by == "loss" else "loss over the first loss"
+    chart = alt.Chart(frame).mark_line(clip=True)
+    return _shown(
+        chart.encode(
+            x=alt.X("step:Q", title="step"),
+            y=alt.Y(f"{by}:Q", title=title, scale=alt.Scale(type="log")),
+            color=alt.Color("run:N", sort=None),
+            tooltip=["run", "step", "loss", "ratio"],
+        ),
+        height=300,
+    )
+
+
+def rate_chart(frame: pd.DataFrame) -> mo.Html:
+    """Learning rates by step, a line per group of parameters."""
+    return _shown(
+        alt.Chart(frame)
+        .mark_line()
+        .encode(
+            x=alt.X("step:Q", title="step"),
+            y=alt.Y("rate:Q", title="learning rate"),
+            color=alt.Color("group:N", sort=None),
+            strokeDash=alt.StrokeDash("group:N", sort=None),
+            tooltip=["group", "step", "rate"],
+        ),
+        height=140,
+    )
+
+
+def _shown(chart: alt.Chart, height: int) -> mo.Html:
+    wide = chart.properties(width="container", height=height)
+    return mo.ui.altair_chart(wide, chart_selection=False, legend_selection=False)
+
+
+def table(frame: pd.DataFrame, **options: Any) -> mo.ui.table:
+    """A small table without what a large one needs."""
+    plain: dict[str, Any] = {
+        "show_column_summaries": False,
+        "show_data_types": False,
+        "show_download": False,
+    }
+    return mo.ui.table(frame, **plain | options)
+
+
+def runs(frame: pd.DataFrame) -> mo.ui.table:
+    """The table of `singles.table`, whose rows can be chosen."""
+    return table(
+        frame,
+        selection="multi",
+        page_size=8,
+        format_mapping={"ratio": "{:.4g}".format, "seconds": "{:.3g}".format},
+        wrapped_columns=["settings that differ"],
+    )

@@ -1,0 +1,288 @@
+"""Train the stages of a small language model, watch them, and reckon what a larger one takes."""
+
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App(width="full", app_title="fractal pipeline")
+
+with app.setup(hide_code=True):
+    from pathlib import Path
+
+    import marimo as mo
+
+    from fractal_core import Refused, errands, explore, sizes, spelling, stages
+
+    ROOT = Path("runs")
+
+
+@app.cell(hide_code=True)
+def title():
+    mo.md("""
+    # From texts to a chat
+    The stages of nanochat in one folder: begin them here, come back later. Below, how a tokenizer
+    spells, and what a model of another size would take.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def navigation():
+    query = mo.query_params()
+    control = explore.may_control(mo.app_meta().mode)
+    get_folder, set_folder = mo.state(query.get("base") or str(ROOT / "lm"))
+    get_news, set_news = mo.state(())
+    get_card, set_card = mo.state(None)
+    get_trouble, set_trouble = mo.state("")
+
+    def go(folder):
+        """Show a folder; the address leads back to it."""
+        query.set("base", folder)
+        set_folder(folder)
+        set_trouble("")
+
+    def attempt(action):
+        """Do something, or say in a sentence why it cannot be done."""
+        try:
+            action()
+            set_trouble("")
+        except (Refused, OSError) as error:
+            set_trouble(str(error))
+
+    return (
+        attempt, control, get_card, get_folder, get_news, get_trouble, go, set_card, set_news,
+    )  # fmt: skip
+
+
+@app.cell(hide_code=True)
+def settings(get_folder):
+    folder = Path(get_folder())
+    where = mo.ui.text(value=str(folder), label="folder", full_width=True)
+    size = mo.ui.radio(
+        list(stages.SIZES), value=stages.size_of(folder) or "smoke", label="**size**"
+    )
+    mo.sidebar(
+        [
+            mo.md("### Stages"),
+            where,
+            size,
+            mo.md("*smoke: ten steps of each stage, to see that all of it works, in a few minutes. "
+                  "tiny: a small model on two cores in some ten minutes. d20: nanochat's own run, "
+                  "for a machine with GPUs and a network.*"),
+        ],
+        width="17rem",
+    )  # fmt: skip
+    return folder, size, where
+
+
+@app.cell(hide_code=True)
+def turning(get_folder, go, where):
+    if where.value.strip() and where.value != get_folder():
+        go(where.value.strip())
+    return
+
+
+@app.cell(hide_code=True)
+def plan(size):
+    planned = stages.plan(size.value)
+    one = mo.ui.dropdown([stage.name for stage in planned], label="or one stage again:")
+    return one, planned
+
+
+@app.cell(hide_code=True)
+def refused(get_trouble):
+    mo.callout(get_trouble(), kind="warn") if get_trouble() else None
+    return
+
+
+@app.cell(hide_code=True)
+def watching(folder, get_card, get_news, set_card, set_news, tick):
+    # What is shown changes when there is news, so that nothing flickers or closes in between.
+    tick
+    _now = stages.news(folder)
+    if _now != get_news():
+        set_news(_now)
+    if stages.report(folder) != get_card():
+        set_card(stages.report(folder))
+    return
+
+
+@app.cell(hide_code=True)
+def ticking():
+    tick = mo.ui.refresh(options=["1s", "5s", "30s"], default_interval="1s", label="look every")
+    return (tick,)
+
+
+@app.cell(hide_code=True)
+def actions(control, folder, get_news, one, size, tick):
+    get_news()
+    errand = errands.last(folder)
+    _busy = errand is not None and errand.process is not None
+    _why = "" if control else "open with --allow-control to start or stop anything"
+    _fresh = stages.size_of(folder) is None
+    start = mo.ui.run_button(
+        label="start" if _fresh else "go on", disabled=_busy or not control, tooltip=_why
+    )
+    again = mo.ui.run_button(label="this one", disabled=_busy or not control, tooltip=_why)
+    halt = mo.ui.run_button(
+        label="stop at once" if errand is not None and errand.stopping and _busy else "stop",
+        disabled=not _busy or not control,
+        tooltip=_why or "the stage saves where it is; it goes on from there",
+    )
+    _state = errand.state if errand else "nothing was begun in this folder"
+    mo.vstack(
+        [
+            mo.hstack([start, halt, one, again, tick], justify="start", align="center"),
+            mo.hstack(
+                [
+                    mo.Html(f"<b data-testid='state'>{_state}</b>"),
+                    mo.plain_text(
+                        f"python -m scripts.speedrun --size={size.value} --base_dir={folder}"
+                    ),
+                ],
+                justify="start",
+                align="center",
+            ),
+        ]
+    )
+    return again, errand, halt, start
+
+
+@app.cell(hide_code=True)
+def acting(again, attempt, control, folder, halt, one, size, start):
+    if start.value and control:
+        attempt(lambda: stages.start(folder, size.value))
+    elif again.value and control and one.value:
+        attempt(lambda: stages.start(folder, size.value, one.value))
+    elif halt.value and control:
+        attempt(lambda: errands.ask_to_stop(folder))
+    return
+
+
+@app.cell(hide_code=True)
+def progress(folder, get_news, size):
+    get_news()
+    mo.Html(stages.table(stages.progress(folder, size.value)))
+    return
+
+
+@app.cell(hide_code=True)
+def curves(folder, get_news):
+    get_news()
+    _charts = [
+        mo.ui.altair_chart(chart, chart_selection=False, legend_selection=False)
+        for chart in stages.charts(stages.curves(folder))
+    ]
+    _rows = [mo.hstack(_charts[at : at + 2], widths="equal") for at in range(0, len(_charts), 2)]
+    mo.vstack(_rows) if _rows else mo.md("*Loss curves appear here as soon as a stage trains.*")
+    return
+
+
+@app.cell(hide_code=True)
+def words(errand):
+    mo.Html(errand.page(15)) if errand else None
+    return
+
+
+@app.cell(hide_code=True)
+def card(get_card):
+    mo.accordion({"Report card": mo.md(get_card() or "*It is written when all stages are done.*")})
+    return
+
+
+@app.cell(hide_code=True)
+def spelling_choice():
+    tokenizers = spelling.found(ROOT)
+    which = mo.ui.dropdown(tokenizers, value=next(iter(tokenizers)), label="tokenizer")
+    text = mo.ui.text_area(value=spelling.EXAMPLE, label="text", rows=4, full_width=True)
+    mo.vstack([mo.md("## How a text is spelled"), which, text])
+    return text, which
+
+
+@app.cell(hide_code=True)
+def spelled(text, which):
+    try:
+        known = spelling.tokenizer(which.value)
+        _shown = [
+            mo.Html(spelling.summary(known, text.value)),
+            mo.Html(spelling.coloured(known, text.value)),
+        ]
+    except (Refused, OSError) as _error:
+        known, _shown = None, [mo.callout(str(_error), kind="warn")]
+    mo.vstack(_shown)
+    return (known,)
+
+
+@app.cell(hide_code=True)
+def packing(known):
+    mo.hstack(
+        [
+            mo.ui.altair_chart(spelling.packing(known), chart_selection=False),
+            mo.ui.table(
+                spelling.specials(known),
+                selection=None,
+                show_download=False,
+                show_search=False,
+                show_data_types=False,
+            ),
+        ],
+        widths=[3, 2],
+    ) if known else None
+    return
+
+
+@app.cell(hide_code=True)
+def wishing():
+    def _slider(label, value, start=None, stop=None, step=None, steps=None):
+        return mo.ui.slider(
+            start,
+            stop,
+            step,
+            value=value,
+            steps=steps,
+            label=label,
+            show_value=True,
+            full_width=True,
+        )
+
+    wish = mo.ui.dictionary(
+        {
+            "depth": _slider("depth", 20, 2, 48, 2),
+            "aspect": _slider("channels for each layer", 64, 32, 128, 16),
+            "vocab_size": _slider("vocabulary", 2**16, steps=[2**i for i in range(9, 18)]),
+            "sequence_length": _slider("positions", 2048, steps=[2**i for i in range(7, 14)]),
+            "rows": _slider("texts at a time", 8, steps=[2**i for i in range(8)]),
+            "dtype": mo.ui.dropdown(list(sizes.PEAK), value="bfloat16", label="precision"),
+            "gpus": _slider("GPUs", 8, steps=[2**i for i in range(9)]),
+            "utilisation": _slider("utilisation", 0.4, 0.05, 0.8, 0.05),
+            "tokens_per_parameter": _slider("tokens a parameter", 20, 1, 200, 1),
+            "card": mo.ui.dropdown(
+                {f"{gib} GiB": float(gib) for gib in (16, 24, 40, 48, 80, 141)},
+                value="80 GiB",
+                label="card",
+            ),
+        }
+    )
+    mo.md("## What a size takes")
+    return (wish,)
+
+
+@app.cell(hide_code=True)
+def reckoned(wish):
+    try:
+        _wish = sizes.Wish(**wish.value)
+        _size = sizes.size(_wish)
+        _told = mo.Html(f"<div data-testid='size'>{mo.md(sizes.words(_wish, _size)).text}</div>")
+        _bars = (
+            sizes.bars(_size.parameters, "parameters"),
+            sizes.bars(_size.memory, "GiB of one GPU; the line is the card", _wish.card),
+        )
+        _charts = [mo.ui.altair_chart(chart, chart_selection=False) for chart in _bars]
+    except Refused as _error:
+        _told, _charts = mo.callout(str(_error), kind="warn"), []
+    _sliders = mo.vstack(list(wish.elements.values()))
+    mo.hstack([_sliders, mo.vstack([_told]), mo.vstack(_charts)], widths=[2, 3, 4], gap=1.5)
+    return
+
+
+if __name__ == "__main__":
+    app.run()
