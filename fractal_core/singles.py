@@ -328,8 +328,8 @@ def curves(runs: Sequence[Single]) -> pd.DataFrame:
         rows = _thinned(run.rows())
         step, loss = (rows[name].to_numpy(np.float64) for name in ("step", "loss"))
         loss = np.where(np.isfinite(loss), loss, np.nan)
-        curve = {"step": step, "loss": loss, "ratio": loss / loss[:1], "run": run.name}
-        parts.append(pd.DataFrame(curve))
+        frame = {"step": step, "loss": loss, "ratio": loss / loss[:1], "run": run.name}
+        parts.append(pd.DataFrame(frame))
     empty = pd.DataFrame({"step": [], "loss": [], "ratio": [], "run": []})
     return pd.concat(parts, ignore_index=True) if parts else empty
 

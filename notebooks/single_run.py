@@ -142,13 +142,19 @@ def asked(begun, point, run, seed, settings):
 
 
 @app.cell(hide_code=True)
-def starting_form(control, leave, plan, run):
+def naming():
+    # Apart from the button, which is made anew with every plan: a name that was typed stays.
     name = mo.ui.text(placeholder="name (or leave it out)")
+    return (name,)
+
+
+@app.cell(hide_code=True)
+def starting_form(control, leave, name, plan, run):
     start = mo.ui.run_button(
         label="train it", kind="success", disabled=plan is None or not control, tooltip=leave
     )
     forms.line(name, start) if run is None else None
-    return name, start
+    return (start,)
 
 
 @app.cell(hide_code=True)

@@ -149,13 +149,19 @@ def asked(axes, crew, plane, preset, settings, view):
 
 
 @app.cell(hide_code=True)
-def starting_form(control, leave, plan, view):
+def naming():
+    # Apart from the button, which is made anew with every plan: a name that was typed stays.
     name = mo.ui.text(placeholder="name (or leave it out)")
+    return (name,)
+
+
+@app.cell(hide_code=True)
+def starting_form(control, leave, name, plan, view):
     start = mo.ui.run_button(
         label="start the sweep", kind="success", disabled=plan is None or not control, tooltip=leave
     )
     forms.line(name, start) if view is None else None
-    return name, start
+    return (start,)
 
 
 @app.cell(hide_code=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import stagebase
 import torch
 from nanochat.checkpoint_manager import load_model
 from nanochat.cli import run
@@ -55,15 +54,10 @@ class Vowels(Task):
         return int("e" in completion)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return stagebase.make(tmp_path_factory.mktemp("made"))
-
-
 @pytest.fixture
-def base(made, tmp_path, monkeypatch) -> Path:
+def base(base, monkeypatch) -> Path:
     monkeypatch.setattr(chat_rl, "tasks", lambda data: (Vowels(), Vowels()))
-    return stagebase.use(made, tmp_path / "base", monkeypatch)
+    return base
 
 
 # Answers

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import stagebase
 import torch
 import torch.distributed as dist
 from nanochat import dataloader
@@ -31,15 +30,10 @@ HALVES = dataclasses.replace(MID, total_batch_size=128, num_iterations=6)
 """Two processes of a micro-batch each make one step."""
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return stagebase.make(tmp_path_factory.mktemp("made"))
-
-
 @pytest.fixture
-def base(made, tmp_path, monkeypatch) -> Path:
+def base(base, monkeypatch) -> Path:
     monkeypatch.setattr(chat_rl, "tasks", lambda data: (Vowels(), Vowels()))
-    return stagebase.use(made, tmp_path / "base", monkeypatch)
+    return base
 
 
 def both(base: Path, act: Callable[[int], None]) -> None:
