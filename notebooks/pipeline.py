@@ -31,6 +31,7 @@ def navigation():
     control = explore.may_control(mo.app_meta().mode)
     get_folder, set_folder = mo.state(query.get("base") or str(ROOT / "lm"))
     get_news, set_news = mo.state(())
+    get_doing, set_doing = mo.state((False, False, True))
     get_card, set_card = mo.state(None)
     get_trouble, set_trouble = mo.state("")
 
@@ -48,9 +49,8 @@ def navigation():
         except (Refused, OSError) as error:
             set_trouble(str(error))
 
-    return (
-        attempt, control, get_card, get_folder, get_news, get_trouble, go, set_card, set_news,
-    )  # fmt: skip
+    news = (get_news, set_news, get_doing, set_doing, get_card, set_card)
+    return attempt, control, get_card, get_doing, get_folder, get_news, get_trouble, go, news
 
 
 @app.cell(hide_code=True)
@@ -95,56 +95,65 @@ def refused(get_trouble):
 
 
 @app.cell(hide_code=True)
-def watching(folder, get_card, get_news, set_card, set_news, tick):
+def watching(folder, news, tick):
     # What is shown changes when there is news, so that nothing flickers or closes in between.
     tick
-    _now = stages.news(folder)
-    if _now != get_news():
-        set_news(_now)
-    if stages.report(folder) != get_card():
-        set_card(stages.report(folder))
+    _errand = errands.last(folder)
+    _busy = _errand is not None and _errand.process is not None
+    _stopping = _errand is not None and _busy and _errand.stopping
+    _told = (
+        stages.news(folder),
+        (_busy, _stopping, stages.size_of(folder) is None),
+        stages.report(folder),
+    )
+    for _now, _get, _set in zip(_told, news[::2], news[1::2], strict=True):
+        if _now != _get():
+            _set(_now)
     return
 
 
 @app.cell(hide_code=True)
 def ticking():
     tick = mo.ui.refresh(options=["1s", "5s", "30s"], default_interval="1s", label="look every")
+    tick
     return (tick,)
 
 
 @app.cell(hide_code=True)
-def actions(control, folder, get_news, one, size, tick):
-    get_news()
-    errand = errands.last(folder)
-    _busy = errand is not None and errand.process is not None
+def buttons(control, get_doing):
+    # Made anew only when what they can do changes; naming the clock here would lose clicks.
+    _busy, _stopping, _fresh = get_doing()
     _why = "" if control else "open with --allow-control to start or stop anything"
-    _fresh = stages.size_of(folder) is None
     start = mo.ui.run_button(
         label="start" if _fresh else "go on", disabled=_busy or not control, tooltip=_why
     )
     again = mo.ui.run_button(label="this one", disabled=_busy or not control, tooltip=_why)
     halt = mo.ui.run_button(
-        label="stop at once" if errand is not None and errand.stopping and _busy else "stop",
+        label="stop at once" if _stopping else "stop",
         disabled=not _busy or not control,
         tooltip=_why or "the stage saves where it is; it goes on from there",
     )
+    return again, halt, start
+
+
+@app.cell(hide_code=True)
+def controls(again, halt, one, start):
+    mo.hstack([start, halt, one, again], justify="start", align="center")
+    return
+
+
+@app.cell(hide_code=True)
+def doing(folder, get_news, size):
+    get_news()
+    errand = errands.last(folder)
     _state = errand.state if errand else "nothing was begun in this folder"
-    mo.vstack(
-        [
-            mo.hstack([start, halt, one, again, tick], justify="start", align="center"),
-            mo.hstack(
-                [
-                    mo.Html(f"<b data-testid='state'>{_state}</b>"),
-                    mo.plain_text(
-                        f"python -m scripts.speedrun --size={size.value} --base_dir={folder}"
-                    ),
-                ],
-                justify="start",
-                align="center",
-            ),
-        ]
+    _command = f"python -m scripts.speedrun --size={size.value} --base_dir={folder}"
+    mo.hstack(
+        [mo.Html(f"<b data-testid='state'>{_state}</b>"), mo.plain_text(_command)],
+        justify="start",
+        align="center",
     )
-    return again, errand, halt, start
+    return (errand,)
 
 
 @app.cell(hide_code=True)
