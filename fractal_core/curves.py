@@ -17,15 +17,13 @@ from PIL import Image as Picture
 from fractal_core.boundary import SafetyMargin, boundary_cells
 from fractal_core.dimension import Profile
 from fractal_core.pairs import PairsDimension
-from fractal_core.plane import Grid
+from fractal_core.plane import Axis, Grid
 from fractal_core.roughness import Roughness
 
 BLUE, ORANGE, GREY = "#3b82c4", "#d97706", "#8c8c8c"
 HEIGHT = 300
 SIDES = (116, 164, 212), (236, 178, 132)
 EDGE, MISSING = (20, 20, 20), (128, 128, 128)
-
-Chart = alt.LayerChart
 
 
 def boundary_png(labels: Bool[np.ndarray, "rows cols"]) -> bytes:
@@ -44,7 +42,7 @@ def boundary_png(labels: Bool[np.ndarray, "rows cols"]) -> bytes:
     return buffer.getvalue()
 
 
-def box_chart(found: Roughness, truth: float | None = None) -> Chart:
+def box_chart(found: Roughness, truth: float | None = None) -> alt.LayerChart:
     """D(eps) of a map with its 95 % interval, and the same of its nulls in grey."""
     nulls = {name: [null.profile for null in drawn] for name, drawn in found.curves.items()}
     nulls["coin flips"] = [draw.profile for draw in found.coins]
@@ -61,7 +59,7 @@ def profile_chart(
     value: float | None = None,
     ends: tuple[float, float] | None = None,
     truth: float | None = None,
-) -> Chart:
+) -> alt.LayerChart:
     """D(eps): a line with its intervals, the fitted D as a dashed one over its band.
 
     Args:
@@ -116,7 +114,7 @@ def profile_chart(
 
 def flips_chart(
     found: PairsDimension, nulls: Mapping[str, PairsDimension | None], unit: str
-) -> Chart:
+) -> alt.LayerChart:
     """The share of pairs that flip against their distance, both as logarithms, with intervals.
 
     Hollow points were not fitted; a triangle stands where no pair flipped, at the end of its
@@ -175,14 +173,14 @@ def flips_chart(
     return _sized(alt.layer(*layers))
 
 
-def pairs_chart(found: PairsDimension, unit: str, truth: float | None = None) -> Chart:
+def pairs_chart(found: PairsDimension, unit: str, truth: float | None = None) -> alt.LayerChart:
     """D(eps) from pairs, with that of all distances together."""
     value = None if np.isnan(found.dimension) else found.dimension
     ends = None if value is None else found.interval
     return profile_chart(found.profile, {}, f"distance, {unit}", value, ends, truth)
 
 
-def margin_chart(grid: Grid, margin: SafetyMargin, labels: tuple[str, str]) -> Chart:
+def margin_chart(grid: Grid, margin: SafetyMargin, labels: tuple[str, str]) -> alt.LayerChart:
     """The largest safe x for every y."""
     safe = margin.largest >= 0
     columns = margin.largest[safe]
@@ -194,10 +192,10 @@ def margin_chart(grid: Grid, margin: SafetyMargin, labels: tuple[str, str]) -> C
         }
     )
     region = grid.region
-    kinds = {"log10": "log", "linear": "linear"}
 
-    def scale(axis) -> alt.Scale:
-        return alt.Scale(type=kinds[axis.scale], domain=[axis.low, axis.high], nice=False)
+    def scale(axis: Axis) -> alt.Scale:
+        kind = "log" if axis.scale == "log10" else "linear"
+        return alt.Scale(type=kind, domain=[axis.low, axis.high], nice=False)
 
     base = alt.Chart(table).encode(
         x=alt.X("x:Q", title=f"largest safe {labels[0]}", scale=scale(region.x), axis=_axis(True)),
@@ -239,6 +237,6 @@ def _axis(exponents: bool = False) -> alt.Axis:
     return alt.Axis(format=".0e" if exponents else ".1~g", tickCount=6, labelOverlap=True)
 
 
-def _sized(chart: Chart) -> Chart:
+def _sized(chart: Any) -> alt.LayerChart:
     # Lines of the grid that are pale on white are bright on black.
     return chart.properties(width="container", height=HEIGHT).configure_axis(gridOpacity=0.3)

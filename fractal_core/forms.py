@@ -108,7 +108,11 @@ def _shown(chart: alt.Chart, height: int) -> mo.Html:
 
 def table(frame: pd.DataFrame, **options: Any) -> mo.ui.table:
     """A small table without what a large one needs."""
-    plain = {"show_column_summaries": False, "show_data_types": False, "show_download": False}
+    plain: dict[str, Any] = {
+        "show_column_summaries": False,
+        "show_data_types": False,
+        "show_download": False,
+    }
     return mo.ui.table(frame, **plain | options)
 
 

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-Inside = Callable[[np.ndarray], np.ndarray]
+Complex, Labels = NDArray[np.complex128], NDArray[np.bool_]
+Inside = Callable[[Complex], Labels]
 """Which of many complex points belong to a set."""
 
 RABBIT = -0.12256116687665362 + 0.7448617666197442j
@@ -31,7 +33,7 @@ class KnownSet:
         turn, move = np.exp(-1j * angle), shift * self.window
         return replace(self, inside=lambda z: self.inside((z - move) * turn))
 
-    def labels(self, points: int, angle: float = 0.0, shift: complex = 0j) -> np.ndarray:
+    def labels(self, points: int, angle: float = 0.0, shift: complex = 0j) -> Labels:
         """A map of the set, turned by `angle` and moved by `shift` windows."""
         across = ((np.arange(points) + 0.5) / points - 0.5) * self.window
         where = across[None, :] + 1j * across[:, None]
@@ -43,7 +45,7 @@ class KnownSet:
         rng = np.random.default_rng(seed)
         return self.turned(rng.uniform(0, 2 * np.pi), complex(*rng.uniform(-0.05, 0.05, 2)))
 
-    def placed(self, points: int, seed: int) -> np.ndarray:
+    def placed(self, points: int, seed: int) -> Labels:
         """A map of the set at a random angle, moved by up to 5 % of the window."""
         return self.somewhere(seed).labels(points)
 
@@ -54,7 +56,7 @@ def julia(c: complex, steps: int = 120) -> Inside:
     Points leave a hyperbolic set at a geometric rate, so that 120 steps decide down to 1e-16.
     """
 
-    def inside(z: np.ndarray) -> np.ndarray:
+    def inside(z: Complex) -> Labels:
         stays = np.ones(z.size, bool)
         alive = np.arange(z.size)
         for _ in range(steps):
@@ -83,7 +85,7 @@ def island(
     `coin`, a seed, every edge has its generator on a side that is decided by chance.
     """
 
-    def into_rhombi(z: np.ndarray, who: np.ndarray, edge: np.ndarray, path: list[complex]):
+    def into_rhombi(z: Complex, who: np.ndarray, edge: np.ndarray, path: list[complex]):
         parts = []
         for k, (start, end) in enumerate(itertools.pairwise(path)):
             local = (z - start) / (end - start)
@@ -93,7 +95,7 @@ def island(
         mirrored = (edge >> np.uint64(40)) % 2 == 1 if coin is not None else np.zeros(z.size, bool)
         return np.where(mirrored, z.conj(), z), who, edge
 
-    def inside(z: np.ndarray) -> np.ndarray:
+    def inside(z: Complex) -> Labels:
         label, who = in_polygon(z, corners), np.arange(z.size)
         edge = scrambled(np.full(z.size, coin or 0, np.uint64))
         z, who, edge = into_rhombi(z, who, edge, [*corners, corners[0]])
@@ -113,7 +115,7 @@ def scrambled(numbers: np.ndarray) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def in_polygon(z: np.ndarray, corners: list[complex]) -> np.ndarray:
+def in_polygon(z: Complex, corners: list[complex]) -> Labels:
     """Whether a ray to the right crosses the polygon an odd number of times."""
     odd = np.zeros(z.size, bool)
     for a, b in zip(corners, [*corners[1:], corners[0]], strict=True):
@@ -134,7 +136,7 @@ def weierstrass(dimension: float, seed: int) -> Inside:
     heights = 2.0 ** (np.arange(30) * (dimension - 2))
     heights *= 0.15 / np.sqrt((heights**2).sum() / 2)
 
-    def inside(z: np.ndarray) -> np.ndarray:
+    def inside(z: Complex) -> Labels:
         above = z.imag.copy()
         for n, (height, phase) in enumerate(zip(heights, phases, strict=True)):
             above -= height * np.cos(2 * np.pi * (2**n * z.real + phase))
@@ -143,7 +145,7 @@ def weierstrass(dimension: float, seed: int) -> Inside:
     return inside
 
 
-def coins(z: np.ndarray) -> np.ndarray:
+def coins(z: Complex) -> Labels:
     """Heads or tails by a hash of the bits of a point: noise, the same whenever it is asked."""
     x, y = (np.ascontiguousarray(part).view(np.uint64) for part in (z.real, z.imag))
     return scrambled(scrambled(x) ^ y) >> np.uint64(63) == 1

@@ -304,7 +304,8 @@ def table(runs: Sequence[Single]) -> pd.DataFrame:
                 ),
             }
         )
-    return pd.DataFrame(rows)
+    columns = ["run", "kind", "outcome", "ratio", "steps", "seconds", "settings that differ"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _varying(run: Single, runs: Sequence[Single]) -> list[str]:
@@ -324,10 +325,11 @@ def curves(runs: Sequence[Single]) -> pd.DataFrame:
     """
     parts = []
     for run in runs:
-        frame = _thinned(run.rows())[["step", "loss"]].astype(np.float64)
-        frame["loss"] = frame["loss"].where(np.isfinite(frame["loss"]))
-        first = frame["loss"].iloc[0] if len(frame) else np.nan
-        parts.append(frame.assign(ratio=frame["loss"] / first, run=run.name))
+        rows = _thinned(run.rows())
+        step, loss = (rows[name].to_numpy(np.float64) for name in ("step", "loss"))
+        loss = np.where(np.isfinite(loss), loss, np.nan)
+        frame = {"step": step, "loss": loss, "ratio": loss / loss[:1], "run": run.name}
+        parts.append(pd.DataFrame(frame))
     empty = pd.DataFrame({"step": [], "loss": [], "ratio": [], "run": []})
     return pd.concat(parts, ignore_index=True) if parts else empty
 

@@ -198,7 +198,7 @@ def words(wish: Wish, found: Size) -> str:
 
 def bars(
     found: dict[str, float] | dict[str, int], title: str, limit: float | None = None
-) -> alt.LayerChart:
+) -> alt.LayerChart | alt.FacetChart:
     """A bar for each part, and a line where a limit is."""
     frame = pd.DataFrame({"part": list(found), "value": list(found.values())})
     base = alt.Chart(frame).encode(

@@ -32,6 +32,7 @@ from nanochat.gpt import GPT
 from nanochat.muon import Muon, zeropower_via_newtonschulz5
 from nanochat.packing import Packed, pack
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from fractal_core import pulse
 from fractal_core.determinism import determined
@@ -268,7 +269,7 @@ class _Optimizers:
                     self.params.append(p.requires_grad_(True))
         self._groups = [group for _, group in groups]
         self._half = model.wte.weight.dtype == torch.float16
-        self.scaler: torch.amp.GradScaler | None = None
+        self.scaler: GradScaler | None = None
 
     def reset(self) -> None:
         """Forget everything, as if no step had ever been made."""
@@ -277,7 +278,7 @@ class _Optimizers:
                 for tensor in state.values():
                     tensor.zero_()
         if self._half:
-            self.scaler = torch.amp.GradScaler(self._groups[0]["lr"].device.type)
+            self.scaler = GradScaler(self._groups[0]["lr"].device.type)
 
     def rate(self, settings: RunSettings, multiplier: float) -> None:
         """Set the rates of the next step."""

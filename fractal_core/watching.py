@@ -70,9 +70,36 @@ def inside(view: View, box: Sequence[float], rows: int | None, cols: int | None)
     return sweep
 
 
+def asked(
+    root: Path,
+    preset: str,
+    axes: tuple[str, str],
+    plane: Mapping[str, Any],
+    settings: Mapping[str, str],
+    crew: Mapping[str, Any],
+) -> tuple[Sweep | None, str, tuple[str, ...]]:
+    """The sweep that a form asks for, if it can be done, words for either, and what to know.
+
+    Args:
+        root: Where runs are.
+        preset: What the form began with.
+        axes: The settings that x and y move.
+        plane: Its fields, see `planner.chosen`.
+        settings: All settings, as text.
+        crew: The devices, and the workers on `each`.
+    """
+    try:
+        sweep = planner.chosen(preset, axes, plane, settings)
+        places = planner.places(sweep, **crew)
+        found = planner.cost(sweep, places, root)
+        return sweep, cost_in_words(found, places), found.notes
+    except Refused as error:
+        return None, f"cannot be done: {error}", ()
+
+
 def selected(
     root: Path,
-    view: View,
+    view: View | None,
     box: Sequence[float],
     point: Sequence[float],
     grid: tuple[int | None, int | None],
@@ -82,14 +109,14 @@ def selected(
 
     Args:
         root: Where runs are.
-        view: The map.
+        view: The map, if there is one.
         box: The rectangle, or nothing.
         point: A clicked point, or nothing.
         grid: Rows and columns of the sweep; None for those of the map.
         crew: The devices, and the workers on `each`.
     """
-    if not box:
-        if point:
+    if view is None or not box:
+        if view is not None and point:
             return None, lone_point(view, point[0], point[1])
         return None, "Drag a rectangle to sweep it closer, click a point to train it alone."
     try:

@@ -224,8 +224,7 @@ def from_seeing(get_news, store):
 
 
 @app.cell(hide_code=True)
-def asking(control, store):
-    mo.stop(store is None)
+def asking(control):
     _why = "" if control else "open with --allow-control to start or stop runs"
     runs = mo.ui.number(500, 10**6, value=8_000, label="at most so many runs")
     bases = mo.ui.dropdown(["focused", "chords"], value="focused", label="base points")
@@ -239,16 +238,14 @@ def asking(control, store):
 def price(bases, halt, look, measure, runs, store, which):
     request = pairing.Request(which.value, bases.value, int(runs.value or 0))
     try:
-        _words = f"{pairing.cost(store, request)}; what is stored is not trained again"
+        _cost = pairing.cost(store, request) if store is not None else ""
+        _words = f"{_cost}; what is stored is not trained again"
     except Refused as _error:
         _words = f"pairs cannot be measured: {_error}"
-    mo.vstack(
-        [
-            mo.md("### Measure"),
-            mo.hstack([bases, runs, measure, look, halt], justify="start", align="end", wrap=True),
-            said("price", _words),
-        ]
+    _buttons = mo.hstack(
+        [bases, runs, measure, look, halt], justify="start", align="end", wrap=True
     )
+    mo.vstack([mo.md("### Measure"), _buttons, said("price", _words)]) if store else None
     return (request,)
 
 
@@ -256,7 +253,7 @@ def price(bases, halt, look, measure, runs, store, which):
 def acting(control, halt, look, measure, request, set_trouble, store):
     _which = ("--which", request.which)
     _pairs = (*_which, "--runs", str(request.runs), "--bases", request.bases)
-    if control and (measure.value or look.value or halt.value):
+    if control and store and (measure.value or look.value or halt.value):
         try:
             set_trouble("")
             if measure.value:

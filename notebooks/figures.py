@@ -108,43 +108,52 @@ def side(captioned, child, film, heading, kind, palette, quantity, suffix, width
 
 @app.cell(hide_code=True)
 def printing(captioned, child, film, heading, kind, known, palette, quantity, runs, script, width):
-    mo.stop(script or film or not known)
-    printed, stores = None, []
-    try:
-        stores = press.stores_of(known, runs.value)
-        with mo.status.spinner("drawing"):
-            printed = press.draw(
-                kind.value,
-                stores,
-                palette=palette.value,
-                quantity=quantity.value,
-                width_mm=width.value,
-                title=heading.value or None,
-                captioned=captioned.value,
-                child=experiments.read_run(child.value) if child.value else None,
-            )
-            _picture = mo.image(printed.data(".png"), width=f"{printed.width_mm * 5:.0f}px")
-        _label = "**caption**, from the recipe"
-        _narrow = printed.width_mm < 100
-        _rows = 12 if _narrow else 5
-        _words = mo.ui.text_area(printed.caption, label=_label, rows=_rows, full_width=True)
-        _both = [_picture, _words]
-        _page = mo.hstack(_both, widths=[5, 4]) if _narrow else mo.vstack(_both)
-    except Refused as _error:
-        _page = mo.callout(str(_error), kind="warn")
-    _page
-    return printed, stores
+    # A cell that stops would leave an error in each cell after it, when it is exported.
+    printed, _wrong = None, ""
+    if known and not (script or film):
+        try:
+            with mo.status.spinner("drawing"):
+                printed = press.draw(
+                    kind.value,
+                    press.stores_of(known, runs.value),
+                    palette=palette.value,
+                    quantity=quantity.value,
+                    width_mm=width.value,
+                    title=heading.value or None,
+                    captioned=captioned.value,
+                    child=experiments.read_run(child.value) if child.value else None,
+                )
+        except Refused as _error:
+            _wrong = str(_error)
+    mo.callout(_wrong, kind="warn") if _wrong else None
+    return (printed,)
+
+
+@app.cell(hide_code=True)
+def showing(printed):
+    mo.stop(printed is None)
+    _narrow = printed.width_mm < 100
+    _picture = mo.image(printed.data(".png"), width=f"{printed.width_mm * 5:.0f}px")
+    _words = mo.ui.text_area(
+        printed.caption,
+        label="**caption**, from the recipe",
+        rows=12 if _narrow else 5,
+        full_width=True,
+    )
+    _both = [_picture, _words]
+    mo.hstack(_both, widths=[5, 4]) if _narrow else mo.vstack(_both)
+    return
 
 
 @app.cell(hide_code=True)
 def saving(control, kind, printed, runs, suffix):
-    mo.stop(printed is None)
     name = press.name_of(kind.value, runs.value) + suffix.value
     folder = mo.ui.text(value="figures", label="folder")
     _why = "" if control else "open with --allow-control to write files here"
     write = mo.ui.run_button(label="write", disabled=not control, tooltip=_why)
     _download = mo.download(lambda: printed.data(suffix.value), filename=name)
-    mo.hstack([mo.md(f"`{name}`"), _download, folder, write], justify="start", align="end")
+    _row = mo.hstack([mo.md(f"`{name}`"), _download, folder, write], justify="start", align="end")
+    _row if printed is not None else None
     return folder, name, write
 
 
@@ -179,17 +188,19 @@ def proving(printed):
 
 
 @app.cell(hide_code=True)
-def filming(control, film, known, runs, script, suffix):
-    mo.stop(not film or script or not known)
+def filming(control, film, known, runs, script):
     _why = "" if control else "open with --allow-control to make runs"
-    roll = mo.ui.run_button(label="make the film")
+    frames, _said = [], ""
     try:
-        _stores = press.stores_of(known, runs.value)
-        frames = press.keyframes(ROOT, _stores) if len(_stores) == 2 else []
-        _cost = press.price(frames, explore.open_view(ROOT, _stores[0].path.name))
-        _said = f"between these two: {_cost}" if frames else ""
+        _stores = press.stores_of(known, runs.value) if film and not script else []
+        if len(_stores) == 2:
+            _first = _stores[0].path
+            frames = press.keyframes(_first.parent, _stores)
+            _price = press.price(frames, explore.open_view(_first.parent, _first.name))
+            _said = f"between these two: {_price}"
     except Refused as _error:
-        frames, _said = [], str(_error)
+        _said = str(_error)
+    roll = mo.ui.run_button(label="make the film")
     keys = mo.ui.run_button(
         label="make the keyframes", disabled=not (control and frames), tooltip=_why
     )
@@ -197,13 +208,9 @@ def filming(control, film, known, runs, script, suffix):
         "Choose runs that are zooms of one another; the order does not matter. Two that are far "
         "apart need keyframes between them, one for every factor of two."
     )
-    mo.vstack(
-        [
-            _hint,
-            mo.Html(f"<p data-testid='film'>{_said}</p>"),
-            mo.hstack([roll, keys], justify="start"),
-        ]
-    )
+    _told = mo.Html(f"<p data-testid='film'>{_said}</p>")
+    _buttons = mo.hstack([roll, keys], justify="start")
+    mo.vstack([_hint, _told, _buttons]) if film and not script else None
     return frames, keys, roll
 
 

@@ -131,25 +131,30 @@ def form(begun, look, origin, point, preset, run, samples, seed, settings):
 
 @app.cell(hide_code=True)
 def asked(begun, point, run, seed, settings):
-    mo.stop(run is not None)
     try:
         _changes = planner.changed(begun.experiment, settings.value)
         plan, _words = singles.planned(begun, *point.value, seed.value or 0, _changes), ""
         _words = "".join(f"note: {html.escape(note)}<br>" for note in planner.notes(plan))
     except Refused as _error:
         plan, _words = None, html.escape(f"cannot be done: {_error}")
-    mo.Html(f"<div data-testid='plan'>{_words}</div>") if _words else None
+    mo.Html(f"<div data-testid='plan'>{_words}</div>") if _words and run is None else None
     return (plan,)
 
 
 @app.cell(hide_code=True)
-def starting_form(control, leave, plan):
+def naming():
+    # Apart from the button, which is made anew with every plan: a name that was typed stays.
     name = mo.ui.text(placeholder="name (or leave it out)")
+    return (name,)
+
+
+@app.cell(hide_code=True)
+def starting_form(control, leave, name, plan, run):
     start = mo.ui.run_button(
         label="train it", kind="success", disabled=plan is None or not control, tooltip=leave
     )
-    mo.hstack([name, start], justify="start")
-    return name, start
+    forms.line(name, start) if run is None else None
+    return (start,)
 
 
 @app.cell(hide_code=True)
@@ -162,16 +167,16 @@ def starting(attempt, begun, control, go, look, name, plan, samples, start):
 
 @app.cell(hide_code=True)
 def ticking(run):
-    mo.stop(run is None)
     tick = mo.ui.refresh(options=["1s", "5s", "30s"], default_interval="1s")
     # Two states, so that a longer curve rebuilds no button and no table.
-    get_phase, set_phase = mo.state(run.phase)
-    get_size, set_size = mo.state(run.size)
+    get_phase, set_phase = mo.state(run.phase if run is not None else "")
+    get_size, set_size = mo.state(run.size if run is not None else 0)
     return get_phase, get_size, set_phase, set_size, tick
 
 
 @app.cell(hide_code=True)
 def looking(get_phase, get_size, run, set_phase, set_size, tick):
+    mo.stop(run is None)
     tick
     if (_size := run.size) != get_size():
         set_size(_size)
@@ -182,6 +187,7 @@ def looking(get_phase, get_size, run, set_phase, set_size, tick):
 
 @app.cell(hide_code=True)
 def outcome(get_phase, run):
+    mo.stop(run is None)
     _state = get_phase()
     _words = mo.Html(
         f"<div><b data-testid='name'>{run.name}</b> · <span data-testid='state'>{_state}</span>"
@@ -193,7 +199,7 @@ def outcome(get_phase, run):
 
 
 @app.cell(hide_code=True)
-def steering(control, get_phase, leave, tick):
+def steering(control, get_phase, leave, run, tick):
     _phase = get_phase()
     stop = mo.ui.run_button(
         label="stop", disabled=_phase != "training" or not control, tooltip=leave
@@ -201,7 +207,7 @@ def steering(control, get_phase, leave, tick):
     again = mo.ui.run_button(
         label="train it again", disabled=_phase != "broken off" or not control, tooltip=leave
     )
-    mo.hstack([stop, again, tick], justify="start")
+    forms.line(stop, again, tick) if run is not None else None
     return again, stop
 
 
@@ -224,6 +230,7 @@ def others(get_phase):
 
 @app.cell(hide_code=True)
 def curve(compared, get_size, over, run):
+    mo.stop(run is None)
     get_size()
     _wanted = [name for name in compared.value["run"] if name != run.name]
     _frame = singles.curves([run, *singles.opened(ROOT, _wanted)])
@@ -239,6 +246,7 @@ def curve(compared, get_size, over, run):
 
 @app.cell(hide_code=True)
 def learning_rates(get_size, run):
+    mo.stop(run is None)
     get_size()
     forms.rate_chart(singles.rates(run))
     return
@@ -246,7 +254,7 @@ def learning_rates(get_size, run):
 
 @app.cell(hide_code=True)
 def answers(get_phase, run):
-    mo.stop(get_phase() != "complete" or not run.samples)
+    mo.stop(run is None or get_phase() != "complete" or not run.samples)
     mo.vstack(
         [
             mo.md("**Questions of the validation set, before and after**"),
@@ -268,7 +276,8 @@ def kept(run):
 
 
 @app.cell(hide_code=True)
-def comparison(compared):
+def comparison(compared, run):
+    mo.stop(run is None)
     mo.vstack(
         [mo.md("**All single runs.** Select some, and their curves join the one above."), compared]
     )

@@ -11,6 +11,7 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from fractal_core import Refused, explore, figures, forms, planner, portrait, singles, watching
+    from fractal_core.heatmap import Heatmap
 
     ROOT = Path("runs")
 
@@ -138,26 +139,29 @@ def form(axes, crew, plane, preset, settings, view, window):
 
 @app.cell(hide_code=True)
 def asked(axes, crew, plane, preset, settings, view):
-    mo.stop(view is not None)
-    try:
-        plan = planner.chosen(preset.value, tuple(axes.value), plane.value, settings.value)
-        _places = planner.places(plan, **crew.value)
-        _cost = planner.cost(plan, _places, ROOT)
-        _words, _notes = watching.cost_in_words(_cost, _places), _cost.notes
-    except Refused as _error:
-        plan, _words, _notes = None, f"cannot be done: {_error}", ()
-    mo.Html(watching.noted("cost", _words, _notes))
+    plan, _words, _notes = None, "", ()
+    if view is None:
+        plan, _words, _notes = watching.asked(
+            ROOT, preset.value, tuple(axes.value), plane.value, settings.value, crew.value
+        )
+    mo.Html(watching.noted("cost", _words, _notes)) if view is None else None
     return (plan,)
 
 
 @app.cell(hide_code=True)
-def starting_form(control, leave, plan):
+def naming():
+    # Apart from the button, which is made anew with every plan: a name that was typed stays.
     name = mo.ui.text(placeholder="name (or leave it out)")
+    return (name,)
+
+
+@app.cell(hide_code=True)
+def starting_form(control, leave, name, plan, view):
     start = mo.ui.run_button(
         label="start the sweep", kind="success", disabled=plan is None or not control, tooltip=leave
     )
-    mo.hstack([name, start], justify="start")
-    return name, start
+    forms.line(name, start) if view is None else None
+    return (start,)
 
 
 @app.cell(hide_code=True)
@@ -177,7 +181,9 @@ def heading(view):
 
 @app.cell(hide_code=True)
 def ticking(view):
-    mo.stop(view is None)
+    # Made anew for every run, and whether there is one or not: only cells that nothing hangs on
+    # may stop, or an export would call those below it errors.
+    view
     tick = mo.ui.refresh(options=["1s", "5s", "30s"], default_interval="1s")
     meter = watching.Meter()
     get_state, set_state = mo.state("")
@@ -187,6 +193,7 @@ def ticking(view):
 
 @app.cell(hide_code=True)
 def looking(get_failed, get_state, meter, set_failed, set_state, tick, view):
+    mo.stop(view is None)
     tick
     _now = watching.glance(view.store, meter)
     if _now.state != get_state():
@@ -198,21 +205,21 @@ def looking(get_failed, get_state, meter, set_failed, set_state, tick, view):
 
 
 @app.cell(hide_code=True)
-def steering(control, get_state, leave, view):
-    mo.stop(view is None)
+def steering(control, get_state, leave):
     _busy = get_state() in ("running", "stopping")
     _ends = "end now" if get_state() == "stopping" else "stop"
     stop = mo.ui.run_button(label=_ends, disabled=not (_busy and control), tooltip=leave)
     resume = mo.ui.run_button(
         label="resume",
-        disabled=_busy or get_state() == "complete" or not control,
+        disabled=get_state() not in ("stopped", "not begun") or not control,
         tooltip=leave,
     )
     return resume, stop
 
 
 @app.cell(hide_code=True)
-def steering_line(crew, resume, stop):
+def steering_line(crew, resume, stop, view):
+    mo.stop(view is None)
     forms.line(stop, resume, *crew.elements.values())
     return
 
@@ -242,24 +249,24 @@ def failing(get_failed, view):
 @app.cell(hide_code=True)
 def canvas(view):
     # Built once per run. Whoever repaints names `raw`; naming `heat` would run on every drag.
-    mo.stop(view is None)
-    raw = portrait.widget(ROOT, view)
+    raw = portrait.widget(ROOT, view) if view is not None else Heatmap()
     heat = mo.ui.anywidget(raw)
-    heat
+    heat if view is not None else None
     return heat, raw
 
 
 @app.cell(hide_code=True)
 def painting(palette, quantity, raw, view):
+    mo.stop(view is None)
     portrait.keep_painted(raw, ROOT, view, quantity.value, palette.value)
     return
 
 
 @app.cell(hide_code=True)
 def closer_form(view):
-    mo.stop(view is None)
-    inner_rows = mo.ui.number(1, 16384, value=view.sweep.grid.shape[0], label="rows")
-    inner_cols = mo.ui.number(1, 16384, value=view.sweep.grid.shape[1], label="columns")
+    _rows, _cols = view.sweep.grid.shape if view is not None else (1, 1)
+    inner_rows = mo.ui.number(1, forms.LARGEST_EDGE, value=_rows, label="rows")
+    inner_cols = mo.ui.number(1, forms.LARGEST_EDGE, value=_cols, label="columns")
     return inner_cols, inner_rows
 
 
@@ -271,12 +278,8 @@ def closer(control, crew, heat, inner_cols, inner_rows, leave, view):
     zoom_in = mo.ui.run_button(
         label="sweep the rectangle", disabled=inner is None or not control, tooltip=leave
     )
-    mo.vstack(
-        [
-            mo.Html(watching.noted("selection", _words)),
-            mo.hstack([inner_rows, inner_cols, zoom_in], justify="start", align="end"),
-        ]
-    )
+    _line = [mo.Html(watching.noted("selection", _words)), inner_rows, inner_cols, zoom_in]
+    mo.vstack([_line[0], forms.line(*_line[1:])]) if view is not None else None
     return inner, zoom_in
 
 

@@ -101,7 +101,7 @@ def colours():
 def side(choose, dtype, grid, palette, preset, quantity, steps, window):
     mo.sidebar(
         [mo.md("### Map"), preset, window, grid, steps, dtype, choose, quantity, palette],
-        width="15rem",
+        width="18rem",
     )
     return
 
@@ -243,6 +243,7 @@ def loss_curves(heat, view):
             tooltip=["run", "outcome", "step", "loss"],
         )
         .properties(height=260, width="container")
+        .configure_axis(gridOpacity=0.3)
     )
     mo.ui.altair_chart(_chart, chart_selection=False, legend_selection=False)
     return

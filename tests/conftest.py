@@ -55,6 +55,22 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def made_base(tmp_path_factory):
+    """A folder with all that the stages after the base model begin from."""
+    import stagebase  # not before the checker of types is in place
+
+    return stagebase.make(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def base(made_base, tmp_path, monkeypatch):
+    """A test's own copy of that folder, which the stages use."""
+    import stagebase
+
+    return stagebase.use(made_base, tmp_path / "base", monkeypatch)
+
+
 @pytest.fixture
 def store_folder(tmp_path, monkeypatch):
     """A storage folder of one's own."""

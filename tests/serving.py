@@ -59,7 +59,7 @@ def fill(page, label: str, value: object) -> None:
     """Type into the field with that label, and leave it."""
     # A field for numbers does not tell the browser that its label is one.
     numbers = page.locator("marimo-number").filter(has_text=label).locator("input")
-    field = page.get_by_label(label, exact=True).or_(numbers).first
+    field = page.get_by_role("textbox", name=label, exact=True).or_(numbers).first
     field.fill(str(value))
     field.press("Tab")
 

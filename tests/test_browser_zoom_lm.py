@@ -45,6 +45,7 @@ def test_a_finished_sweep_is_looked_at_and_zoomed(app, browser, tmp_path):
         page.wait_for_url(lambda url: not url.endswith("run=plane"))
         child = open_run(app.root / page.url.partition("run=")[2])
         assert json.loads((child.path / "origin.json").read_text()) == {"parent": "plane"}
+        page.wait_for_function("seen.some((note) => note.map > 1)")  # the parent is complete, too
         says(page, "status", "^complete: 16 of 16", timeout=120_000)
         assert child.missing() == []
 
@@ -53,11 +54,11 @@ def test_a_sweep_that_is_begun_goes_on(app, browser, tmp_path):
     """It is chosen among the runs; a point that is not there has no curve until it is trained."""
     with opened(browser, tmp_path, app, "?run=plane") as page:
         says(page, "status", "^complete: 16 of 16 runs")
-        runs = page.locator("select, button").filter(has_text="plane")
-        assert runs.count()
-    store = read_run(app.root / "begun")
-    grid = store.sweep.grid
-    with opened(browser, tmp_path, app, "?run=begun") as page:
+        page.get_by_test_id("marimo-plugin-searchable-dropdown").click()
+        page.get_by_role("option", name="begun").click()
+        page.wait_for_url("**/?run=begun")
+        store = read_run(app.root / "begun")
+        grid = store.sweep.grid
         says(page, "status", "^stopped: 3 of 16 runs")
         says(page, "cost", "^this view: 13 runs, about ")
         row, col = np.argwhere(store.image().outcome.mask)[0]

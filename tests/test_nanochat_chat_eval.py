@@ -3,11 +3,9 @@
 import dataclasses
 import itertools
 import random
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import stagebase
 import torch
 from nanochat import corpus
 from nanochat.cli import config_from
@@ -240,16 +238,6 @@ def test_chat_core_is_the_mean_above_guessing():
     guessed = {n: Score([1, 0, 0, 0]) if n in chat_eval.CHANCE else Score([0] * 4) for n in half}
     assert chat_core(guessed)[0] == 0
     assert chat_core({n: s for n, s in half.items() if n != "MMLU"}) is None
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return stagebase.make(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def base(made, tmp_path, monkeypatch) -> Path:
-    return stagebase.use(made, tmp_path / "base", monkeypatch)
 
 
 ASK = Config(

@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import stagebase
 import torch
 from nanochat import core_bundle
 from nanochat.cli import config_from
@@ -426,16 +425,6 @@ def test_the_bundle_is_fetched_once(tmp_path, monkeypatch, server, capsys):
 
 
 # The command
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return stagebase.make(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def base(made, tmp_path, monkeypatch) -> Path:
-    return stagebase.use(made, tmp_path / "base", monkeypatch)
 
 
 def test_a_base_model_is_evaluated_offline(base):

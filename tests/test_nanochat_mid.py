@@ -3,10 +3,8 @@
 import dataclasses
 import itertools
 import json
-from pathlib import Path
 
 import pytest
-import stagebase
 import torch
 from nanochat.common import Refused
 from nanochat.dataloader import mid_data_loader
@@ -29,16 +27,6 @@ MID = mid_train.Config(
     eval_every=3,
     eval_tokens=64,
 )
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return stagebase.make(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def base(made, tmp_path, monkeypatch) -> Path:
-    return stagebase.use(made, tmp_path / "base", monkeypatch)
 
 
 # Batches

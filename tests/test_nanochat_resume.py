@@ -79,6 +79,7 @@ def test_every_stage_goes_on_from_what_it_saved(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
+    importlib.import_module("torch._dynamo")  # with the first optimizer each copy would load it
     monkeypatch.setattr(speedrun, "subprocess", SimpleNamespace(Popen=Forked))
     learning = [stage for stage in speedrun.stages_of("smoke") if "eval" not in stage.module]
     monkeypatch.setattr(speedrun, "stages_of", lambda size: learning)

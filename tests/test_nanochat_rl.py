@@ -10,7 +10,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import stagebase
 import torch
 from nanochat.checkpoint_manager import load_model
 from nanochat.cli import run
@@ -55,15 +54,10 @@ class Vowels(Task):
         return int("e" in completion)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return stagebase.make(tmp_path_factory.mktemp("made"))
-
-
 @pytest.fixture
-def base(made, tmp_path, monkeypatch) -> Path:
+def base(base, monkeypatch) -> Path:
     monkeypatch.setattr(chat_rl, "tasks", lambda data: (Vowels(), Vowels()))
-    return stagebase.use(made, tmp_path / "base", monkeypatch)
+    return base
 
 
 # Answers
@@ -177,8 +171,8 @@ def test_any_things_of_the_right_kinds_are_right():
     for row in Lists("test", stop=20):
         kinds, answer = row["kinds"], row["messages"][1]["content"]
         others = [KINDS[kind].split()[-1] for kind in kinds]
-        said = ", ".join(f"{'an' if w[0] in 'aeiou' else 'a'} {w}" for w in others[:3])
-        said = f"A{said[1:]} and {'an' if others[3][0] in 'aeiou' else 'a'} {others[3]}."
+        first, second, third = (f"{'an' if w[0] in 'aeiou' else 'a'} {w}" for w in others)
+        said = f"A{first[1:]}, {second} and {third}."
         judge = Lists("test").evaluate
         assert judge(row, answer) == judge(row, said) == 1
         wrong = (said[:-1], said.replace(others[0], others[1]), f"{said} {said}", "", "A list.")
@@ -276,7 +270,8 @@ def test_out_of_memory_names_the_flag(base, monkeypatch):
 def test_lists_are_the_questions_offline():
     """Others are learned from than are held out, and than settings are chosen by."""
     learned, held_out = chat_rl.tasks("builtin")
-    parts = [{row["kinds"] for row in task} for task in (learned, Lists("validation"), held_out)]
+    sets = (learned, Lists("validation"), held_out)
+    parts = [{row["messages"][0]["content"] for row in task} for task in sets]
     assert [len(part) for part in parts] == [912, 384, 384]
     assert len(set.union(*parts)) == 1680
     with pytest.raises(Refused, match="say builtin"):

@@ -436,7 +436,7 @@ def test_the_whole_way_offline(tmp_path, monkeypatch, capsys):
             depth=1,
             max_seq_len=64,
             base_steps=100,
-            sft_steps=300,
+            sft_steps=450,
         )
     )
     assert figures["base_bpb"] < figures["unigram_bpb"]

@@ -1,6 +1,7 @@
 """Two processes that train one model: the same as one process, and going on where they stopped."""
 
 import dataclasses
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -10,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import stagebase
 import torch
 import torch.distributed as dist
 from nanochat import dataloader
@@ -30,15 +30,10 @@ HALVES = dataclasses.replace(MID, total_batch_size=128, num_iterations=6)
 """Two processes of a micro-batch each make one step."""
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return stagebase.make(tmp_path_factory.mktemp("made"))
-
-
 @pytest.fixture
-def base(made, tmp_path, monkeypatch) -> Path:
+def base(base, monkeypatch) -> Path:
     monkeypatch.setattr(chat_rl, "tasks", lambda data: (Vowels(), Vowels()))
-    return stagebase.use(made, tmp_path / "base", monkeypatch)
+    return base
 
 
 def both(base: Path, act: Callable[[int], None]) -> None:
@@ -52,6 +47,7 @@ def both(base: Path, act: Callable[[int], None]) -> None:
         act(rank)
         dist.destroy_process_group()
 
+    importlib.import_module("torch._dynamo")  # with the first optimizer each copy would load it
     context = multiprocessing.get_context("fork")
     crew = [context.Process(target=one, args=(rank,)) for rank in range(2)]
     for process in crew:

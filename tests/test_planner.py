@@ -5,7 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fractal_core import Axis, Refused, Region, Store, Sweep, TinyNetworks, experiments, planner
+from fractal_core import (
+    Axis,
+    Refused,
+    Region,
+    Store,
+    Sweep,
+    TinyNetworks,
+    experiments,
+    machine,
+    planner,
+)
 from fractal_core.finetune import FineTune
 from fractal_core.machine import Slot
 
@@ -87,15 +97,16 @@ def test_what_is_no_number_is_refused():
         planner.ends("lr_input", "", "1")
 
 
-def test_devices_become_options():
+def test_devices_become_options(monkeypatch):
     """Nothing chosen is all that suits; so many workers on each otherwise."""
+    monkeypatch.setattr(machine, "gpus", lambda: [])
     tiny = planner.recipe("tanh", grid=(4, 4))
     assert planner.options([], 0) == []
     assert planner.options(["cuda:0", "cuda:1"], 2) == [
         "--slots", "2", "--devices", "cuda:0", "cuda:1",
     ]  # fmt: skip
     assert [slot.device for slot in planner.places(tiny, ["cpu"], 3)] == ["cpu"] * 3
-    with pytest.raises(Refused, match="trains on cpu only"):
+    with pytest.raises(Refused, match="cuda:0 is not on this machine"):
         planner.places(tiny, ["cuda:0"], 0)
     assert planner.devices(tiny.experiment) == ["cpu"]
 

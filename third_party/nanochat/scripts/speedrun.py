@@ -90,7 +90,8 @@ def small(
     offline = ("--core_metric_every=-1",)  # the tasks of our own are asked afterwards
     known = (*own, f"--max_per_task={min(32, tuned)}")
     tested = (*what_can_be_asked(), *own, f"--max_problems={min(32, tuned)}")
-    length = ("--max_seq_len=128", "--total_batch_size=2048", "--eval_tokens=16384")
+    measured = f"--eval_tokens={min(16384, 2048 * tuned // 10)}"
+    length = ("--max_seq_len=128", "--total_batch_size=2048", measured)
     base_flags = (
         *("--depth=2", f"--num_iterations={base}", f"--eval_every={base}"),
         *("--sample_every=-1", *kept(base)),
@@ -101,9 +102,9 @@ def small(
         *(f"--eval_metrics_max_problems={held_out}", *kept(tuned)),
     )
     rewarded_flags = (
-        *(f"--num_iterations={rewarded}", "--examples_per_step=8", "--num_samples=16"),
+        *(f"--num_iterations={rewarded}", f"--examples_per_step={min(8, held_out // 4)}"),
+        *("--num_samples=16", f"--eval_examples={held_out}"),
         *("--max_new_tokens=32", "--init_lr_frac=0.1", "--eval_every=-1", *kept(rewarded)),
-        f"--eval_examples={held_out}",
     )
     talked = max(10, tuned // 3)
     mid_flags = (f"--num_iterations={talked + 1}", f"--eval_every={talked + 1}", *kept(talked))

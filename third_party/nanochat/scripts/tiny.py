@@ -1,7 +1,7 @@
 """The whole way from texts to a chat on two cores, without a network, in a few minutes.
 
     python -m scripts.tiny
-    python -m scripts.tiny --documents=400 --max_seq_len=64 --base_steps=100 --sft_steps=160      a smaller one
+    python -m scripts.tiny --documents=400 --max_seq_len=64 --base_steps=100 --sft_steps=300      a smaller one
 
 The built-in corpus is written, a tokenizer learned from it, a base model trained and fine-tuned,
 and a question asked. Two things must come out: the base model predicts held-out texts better than

@@ -127,7 +127,8 @@ class Lists(_Builtin):
     """Things of three kinds to be named, of which there are twelve each: many answers are right.
 
     Every order of three of the eight kinds, asked for in five ways, is a question. Of the 1,680,
-    384 are for testing and 384 for validation, which choices of settings are made by.
+    384 are for testing and 384 for validation, which choices of settings are made by. What is asked
+    for in a test question may be asked for in another way elsewhere.
     """
 
     def __init__(self, split: str = "train", **view: Any):
