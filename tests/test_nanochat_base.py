@@ -392,7 +392,7 @@ def test_a_dummy_run_keeps_a_file_alone(base, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     for attempt in (1, 2):
         record = tracker("base", "dummy", {})
-        record.log({"step": attempt, "loss": np.float32(0.5)})
+        record.log({"step": attempt, "loss": torch.tensor(0.5)})
         record.artifact({})
         record.finish()
     files = sorted((base / "metrics").iterdir())
