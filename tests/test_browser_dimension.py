@@ -49,7 +49,7 @@ def test_known_sets_come_first_and_a_run_has_its_verdict(app, browser, tmp_path)
         page.get_by_label("stable", exact=True).filter(visible=True).first.click()
         found = findings.so_far(store, "stable").found
         says(page, "verdict", f"{found.box.value:.3f}" if found.box.value else "none")
-        assert page.locator("marimo-vega").count() >= 4
+        page.locator("canvas.marks, svg.marks").nth(3).wait_for()
     with opened(browser, tmp_path, app, "?run=fresh", SIZE) as page:
         says(page, "verdict", "no dimension from boxes: no point of the map is measured")
     with opened(browser, tmp_path, app, "?run=nowhere", SIZE) as page:

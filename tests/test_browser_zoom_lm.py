@@ -33,10 +33,17 @@ def app(made) -> Iterator[Server]:
         yield server
 
 
+def settled(page) -> None:
+    """Wait until the map stands where it will stand: what is above it grows as it appears."""
+    says(page, "status", "^complete: 16 of 16 runs")
+    says(page, "cost", "^this view: computed already")
+    page.locator("[data-testid=map][data-frames]").wait_for()
+
+
 def test_a_finished_sweep_is_looked_at_and_zoomed(app, browser, tmp_path):
     """Its curve is the committed one, its cost that of its own runs, and a zoom trains."""
     with opened(browser, tmp_path, app, "?run=plane") as page:
-        says(page, "status", "^complete: 16 of 16 runs")
+        settled(page)
         page.mouse.click(*spot(page, 0.3, 0.6))
         page.locator("marimo-vega canvas, marimo-vega svg").first.wait_for()
         drag(page, 0.02, 0.1, 0.3, 0.6)
@@ -53,7 +60,7 @@ def test_a_finished_sweep_is_looked_at_and_zoomed(app, browser, tmp_path):
 def test_a_sweep_that_is_begun_goes_on(app, browser, tmp_path):
     """It is chosen among the runs; a point that is not there has no curve until it is trained."""
     with opened(browser, tmp_path, app, "?run=plane") as page:
-        says(page, "status", "^complete: 16 of 16 runs")
+        settled(page)
         page.get_by_test_id("marimo-plugin-searchable-dropdown").click()
         page.get_by_role("option", name="begun").click()
         page.wait_for_url("**/?run=begun")
@@ -79,7 +86,7 @@ def test_what_seeing_found_is_asked_before_a_zoom(app, browser, tmp_path):
     parent.files.put_latest(sight.KEPT, text.encode())
     try:
         with opened(browser, tmp_path, app, "?run=plane") as page:
-            says(page, "status", "^complete: 16 of 16 runs")
+            settled(page)
             drag(page, 0.3, 0.3, 0.6, 0.6)
             says(page, "cost", "^cannot zoom there: one unit in the last place flips 40 of 100")
             assert disabled(page, "zoom in")
