@@ -102,7 +102,8 @@ def rate_chart(frame: pd.DataFrame) -> mo.Html:
 
 
 def _shown(chart: alt.Chart, height: int) -> mo.Html:
-    wide = chart.properties(width="container", height=height)
+    # Lines of the grid that are pale on white are bright on black.
+    wide = chart.properties(width="container", height=height).configure_axis(gridOpacity=0.3)
     return mo.ui.altair_chart(wide, chart_selection=False, legend_selection=False)
 
 
