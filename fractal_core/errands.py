@@ -5,6 +5,7 @@ begin it once, and `state/errand.json` says what was begun and how it ended. It 
 notebook, its kernel and the browser.
 """
 
+import contextlib
 import html
 import json
 import os
@@ -22,6 +23,7 @@ from typing import Any
 from fractal_core import duty
 from fractal_core.errors import Refused
 from fractal_core.files import Files
+from fractal_core.redact import redact
 
 NOTE, LOG = "state/errand.json", "state/log.txt"
 STOPPED = 130
@@ -104,14 +106,17 @@ def start(
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         holder = duty.lock_holder(folder)
-        if holder and _note(folder).get("process") == holder:
-            return holder
+        if (worker := _note(folder).get("process")) in (holder, process.pid) and worker:
+            return worker
         if process.poll() is not None:
             break
         time.sleep(0.02)
-    found = last(folder)
-    if process.poll() and (found is None or found.process is None):
-        words = (found.log if found else "").strip().splitlines()[-1:]
+    if (worker := _note(folder).get("process")) == process.pid:  # it worked, and has ended
+        return process.pid
+    if holder := duty.lock_holder(folder):  # another one was quicker
+        return holder
+    if process.poll():
+        words = (folder / LOG).read_text(errors="replace").strip().splitlines()[-1:]
         raise Refused("".join(words) or "the process ended at once")
     return process.pid
 
@@ -122,7 +127,7 @@ def last(folder: Path) -> Errand | None:
     try:
         with (folder / LOG).open("rb") as log:
             log.seek(note["from"])
-            said = log.read().decode(errors="replace")
+            said = redact(log.read().decode(errors="replace"))
     except (OSError, KeyError):
         return None
     process = duty.lock_holder(folder)
@@ -151,7 +156,8 @@ def ask_to_stop(folder: Path) -> bool:
     if not holder:
         raise Refused(f"{folder} is being worked on elsewhere; stop it on that machine")
     (folder / "state" / "STOP").touch()
-    os.kill(holder, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(holder, signal.SIGTERM)
     return True
 
 

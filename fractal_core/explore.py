@@ -300,7 +300,7 @@ class Cost:
         if not self.runs:
             return f"computed already; {left}"
         if self.seconds is None:
-            return f"{self.runs:,} runs of unknown length, as none is trained yet; {left}"
+            return f"{self.runs:,} runs of unknown length, as none like them is trained yet; {left}"
         return f"{self.runs:,} runs, about {duration(self.seconds)} on this machine; {left}"
 
 
@@ -331,8 +331,8 @@ def _seconds_per_run(view: View, like: View | None) -> float | None:
         seconds = store.image().seconds.compressed()
         if len(seconds):
             return float(seconds.mean()) / _at_once(view)
-    if not is_language_model(view):
-        return planner.timed(view.sweep)
+    if not is_language_model(view):  # timed on the CPU, which tells nothing of a GPU
+        return None if machine.gpus() else planner.timed(view.sweep)
     each = planner.remembered(view.sweep, view.path.parent)
     return None if each is None else each / _at_once(view)
 

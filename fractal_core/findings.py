@@ -103,10 +103,10 @@ def so_far(store: Store, which: Which, jitter: float = 0.1) -> Mapped:
     return _mapped(store.path, stamp(store), which, jitter)
 
 
-def stamp(store: Store) -> tuple[int | None, ...]:
-    """Changes when there is something new to read: a tenth of the map, pairs, seeing, an audit."""
+def stamp(store: Store) -> tuple[int | str | None, ...]:
+    """Of another recipe another one; changes when there is something new to read: a tenth of the map, pairs, seeing, an audit."""
     lacking, total = len(store.missing()), len(store.units)
-    state: list[int | None] = [10 * (total - lacking) // total]
+    state: list[int | str | None] = [store.sweep.id, 10 * (total - lacking) // total]
     for name in (*(f"pairs-{which}.json" for which in SIDES), sight.KEPT, adaptive.NOTE):
         file = store.path / name
         state.append(file.stat().st_mtime_ns if file.exists() else None)

@@ -84,9 +84,9 @@ def train(store: Store, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any
     seconds = time.perf_counter() - started
     outcomes = experiment.judge(curves, seconds)
     result = in_words(outcomes, experiment.steps)
-    store.files.put_latest(f"{FOLDER}/result.json", json.dumps(result, indent=1).encode())
     unit = next(iter(store.units.values()))
     store.commit(unit, outcomes, {"seconds": seconds, **machine.describe()})
+    store.files.put_latest(f"{FOLDER}/result.json", json.dumps(result, indent=1).encode())
     return result
 
 

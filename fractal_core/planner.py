@@ -273,8 +273,8 @@ class Cost:
 def cost(sweep: Sweep, places: Sequence[machine.Slot], root: Path) -> Cost:
     """What a map would take on some slots.
 
-    Tiny networks are timed: a few short runs, spread over the map. For language models the runs of
-    like sweeps in `root` tell.
+    Tiny networks that a CPU will train are timed: a few short runs, spread over the map. For
+    language models the runs of like sweeps in `root` tell.
 
     Raises:
         Refused: The map cannot be begun; the sentence says why.
@@ -283,8 +283,11 @@ def cost(sweep: Sweep, places: Sequence[machine.Slot], root: Path) -> Cost:
     told = tuple(notes(sweep))
     rows, cols = sweep.grid.shape
     tiny_ones = isinstance(sweep.experiment, TinyNetworks)
-    each = timed(sweep) if tiny_ones else remembered(sweep, root)
-    at_once = len(places) if sweep.experiment.serial or places[0].device != "cpu" else 1
+    if not tiny_ones:
+        each = remembered(sweep, root)
+    else:  # here, on the CPU, which tells nothing of a GPU
+        each = timed(sweep) if all(place.device == "cpu" for place in places) else None
+    at_once = len(places) if sweep.experiment.serial else 1
     seconds = None if each is None else rows * cols * each / at_once
     return Cost(rows * cols, seconds, float(sweep.ulps), told)
 

@@ -64,11 +64,14 @@ def from_map(root: Path, name: str, x: str, y: str) -> Start:
     """The point of a map whose cell holds (x, y): its very values, so that the bits are the same.
 
     Raises:
-        Refused: There is no such run, or x and y are no numbers.
+        Refused: There is no such run, or no point (x, y) of it.
     """
     view = explore.open_view(root, name)
     grid = view.sweep.grid
-    row, col = grid.cell(planner.number("x", x), planner.number("y", y))
+    for axis, text in ((grid.region.x, x), (grid.region.y, y)):
+        if not axis.low <= planner.number(axis.name, text) <= axis.high:
+            raise Refused(f"{axis.name} {text} is outside of {name}; click a point of it")
+    row, col = grid.cell(float(x), float(y))
     point = (float(grid.x[col]), float(grid.y[row]))
     return Start(view.sweep.experiment, point, view.sweep.seed, name)
 

@@ -165,8 +165,9 @@ def curves(folder: Path) -> pd.DataFrame:
     Where an attempt went on from a saved step, its rows take the place of those from that step on.
     """
     stages: dict[str, list[tuple[str, int, str, float]]] = {}
-    files = [file for file in (folder / "metrics").glob("*.*.jsonl")]
-    for file in sorted(files, key=lambda f: int(f.suffixes[-2].removeprefix("."))):
+    numbered = [(file.name.split(".")[-2], file) for file in (folder / "metrics").glob("*.*.jsonl")]
+    files = [(int(number), file) for number, file in numbered if number.isdecimal()]
+    for _, file in sorted(files):
         stage, rows = file.name.partition(".")[0], list(_rows(file))
         first = min((row[1] for row in rows), default=None)
         kept = [row for row in stages.get(stage, []) if first is None or row[1] < first]

@@ -29,7 +29,16 @@ from fractal_core.files import Files
 from fractal_core.outcome import Outcomes, join
 from fractal_core.plane import Grid, Region
 from fractal_core.redact import redact
-from fractal_core.sweep import Batch, Sweep, Unit, canonical, from_json, plan, to_json
+from fractal_core.sweep import (
+    Batch,
+    Sweep,
+    Unit,
+    canonical,
+    from_json,
+    plan,
+    shared_out,
+    to_json,
+)
 
 log = logging.getLogger(__name__)
 
@@ -197,10 +206,11 @@ class Store:
 
     @staticmethod
     def _make(path: Path, sweep: Sweep, block: int | None) -> None:
+        shape = sweep.grid.shape
         draft = path.parent / f".draft-{uuid.uuid4().hex}"
         axes = io.BytesIO()
         np.savez(axes, x=sweep.grid.x, y=sweep.grid.y)
-        units = plan(sweep.grid.shape, block or sweep.experiment.block)
+        units = plan(shape, block or shared_out(shape, sweep.experiment.block))
         try:
             files = Files(draft)
             files.put_once("axes.npz", axes.getvalue())

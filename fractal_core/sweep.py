@@ -278,10 +278,21 @@ class Batch:
         return self.last - self.first
 
 
+SHARES = 16
+"""Blocks of the finest level that a map has at least, where large ones are asked for."""
+
+
 def default_block(shape: tuple[int, int]) -> int:
     """Edge of a level-0 block: small maps commit every second or so, large ones stay few files."""
     longest = max(shape)
     return 32 if longest <= 512 else 64 if longest <= 2048 else 128
+
+
+def shared_out(shape: tuple[int, int], block: int | None) -> int | None:
+    """An experiment's own block, halved until a map has enough of them for several devices."""
+    while block and block > default_block(shape) and shape[0] * shape[1] < SHARES * block**2:
+        block //= 2
+    return block
 
 
 def plan(shape: tuple[int, int], block: int | None = None) -> list[Unit]:

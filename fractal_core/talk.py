@@ -153,12 +153,19 @@ def _recipe(run: Path) -> FineTune:
     return experiment
 
 
-def samples(data: str, count: int = 8) -> list[Sample]:
+def samples(data: str, count: int = 8, fetches: bool = True) -> list[Sample]:
     """The first questions of a data set's validation split.
+
+    Args:
+        data: As `FineTune` takes it.
+        count: How many.
+        fetches: Whether it may be fetched from the Hub.
 
     Raises:
         Refused: The data cannot be had.
     """
+    if not fetches and (data == "docvqa" or data.startswith("hf:")):
+        raise Refused(f"{data} comes from the Hub; open with --allow-control to fetch")
     chosen = []
     for talk in conversations.conversations(data, "validation")[:count]:
         said = [m for m in talk["messages"] if m["role"] != "system"]
@@ -267,7 +274,7 @@ def note(text: str) -> str:
 
 def without_notes(text: str) -> str:
     """An answer, without what is said about it."""
-    return text.partition(NOTE)[0]
+    return text.rpartition(NOTE)[0] if text.endswith(")*") and NOTE in text else text
 
 
 def borne(pieces: Iterator[str]) -> Iterator[str]:

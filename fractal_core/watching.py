@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 import psutil
@@ -390,9 +391,13 @@ def heading(root: Path, view: View) -> str:
     ends = [
         f"{axis.name} {planner.text_of(axis.low)} … {planner.text_of(axis.high)}" for axis in (x, y)
     ]
-    parts = [f"**{view.name}**", recipe_in_words(view.sweep)]
+    parts = [f"<b>{html.escape(view.name)}</b>", html.escape(recipe_in_words(view.sweep))]
     if view.parent is not None:
-        parts.append(f"inside [{view.parent.name}](?run={view.parent.name})")
-    if inner := [f"[{name}](?run={name})" for name, _ in explore.children(root, view)]:
+        parts.append(f"inside {_link(view.parent.name)}")
+    if inner := [_link(name) for name, _ in explore.children(root, view)]:
         parts.append(f"zooms: {', '.join(inner)}")
     return f"{' · '.join(parts)}\n\n<small data-testid='region'>{' · '.join(ends)}</small>"
+
+
+def _link(name: str) -> str:
+    return f"<a href='?run={quote(name)}'>{html.escape(name)}</a>"

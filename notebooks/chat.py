@@ -74,10 +74,10 @@ def base_model(control, get_made):
 
 
 @app.cell(hide_code=True)
-def base_watch(get_made, make, making, set_made, tick):
+def base_watch(control, get_made, make, making, set_made, tick):
     tick
     _words = None
-    if make.value:
+    if make.value and control:
         try:
             talk.make_base()
         except (Refused, OSError) as _error:
@@ -153,9 +153,9 @@ def sampling(source):
 
 
 @app.cell(hide_code=True)
-def questions(data):
+def questions(control, data):
     try:
-        samples, _wrong = talk.samples(data.value.strip() or "builtin"), ""
+        samples, _wrong = talk.samples(data.value.strip() or "builtin", fetches=control), ""
     except (Refused, OSError) as _error:
         samples, _wrong = [], str(_error)
     mo.callout(_wrong, kind="warn") if _wrong else None
@@ -206,7 +206,7 @@ def documents(samples):
     mo.accordion(
         {
             sample.label: mo.vstack(
-                [mo.plain_text(sample.document or sample.turn), mo.md(f"**{sample.expected}**")]
+                [mo.plain_text(sample.document or sample.turn), mo.plain_text(sample.expected)]
             )
             for sample in samples
         }

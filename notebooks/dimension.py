@@ -6,6 +6,7 @@ __generated_with = "0.25.2"
 app = marimo.App(width="full", app_title="fractal dimension")
 
 with app.setup(hide_code=True):
+    import html
     from pathlib import Path
 
     import marimo as mo
@@ -25,8 +26,8 @@ with app.setup(hide_code=True):
     ROOT = Path("runs")
 
     def said(test_id: str, text: str) -> mo.Html:
-        """A line that tests read."""
-        return mo.Html(f"<div data-testid='{test_id}'>{text}</div>")
+        """A line that tests read, whoever wrote it."""
+        return mo.Html(f"<div data-testid='{test_id}'>{html.escape(text)}</div>")
 
     def listed(sentences) -> mo.Html:
         """Sentences, one below the other."""
@@ -82,7 +83,7 @@ def one_known_set(known, seed):
     _picture = mo.image(curves.boundary_png(_found.labels), width=380, alt=known.value)
     mo.vstack(
         [
-            said("known", f"<b>{known.value}</b>: true D = {_found.truth:.3f}; {_judged.verdict}"),
+            said("known", f"{known.value}: true D = {_found.truth:.3f}; {_judged.verdict}"),
             pair(_picture, curves.box_chart(_judged, _found.truth)),
             pair(
                 curves.flips_chart(_found.pairs, {}, "sides of the map"),
@@ -132,11 +133,14 @@ def opened(query, run):
         store = explore.open_view(ROOT, _name).store if _name else None
     except Refused as _error:
         _words = str(_error)
-    _empty = "There is no run here yet: make a map with <code>fractal demo</code>, or in the zoom notebook."
+    _empty = "There is no run here yet: make a map with `fractal demo`, or in the zoom notebook."
     mo.vstack(
         [
             mo.md(f"## {store.path.name}" if store else "## A run"),
-            mo.callout(mo.Html(_words or _empty), kind="warn" if _words else "neutral")
+            mo.callout(
+                mo.plain_text(_words) if _words else mo.md(_empty),
+                kind="warn" if _words else "neutral",
+            )
             if store is None
             else said("run", " × ".join(map(str, store.sweep.grid.shape)) + " points"),
         ]

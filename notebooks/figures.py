@@ -6,6 +6,7 @@ __generated_with = "0.25.2"
 app = marimo.App(width="full", app_title="fractal figures")
 
 with app.setup(hide_code=True):
+    import html
     import sys
     from pathlib import Path
 
@@ -164,8 +165,8 @@ def writing(control, folder, name, printed, write):
         _path = press.inside(folder.value, name)
         printed.save(_path)
         _said = mo.Html(
-            f"<p><span data-testid='written'>wrote {_path}</span>; "
-            f"<code>fractal open {_path}</code> shows it again</p>"
+            f"<p><span data-testid='written'>wrote {html.escape(str(_path))}</span>; "
+            f"<code>fractal open {html.escape(str(_path))}</code> shows it again</p>"
         )
     except Refused as _error:
         _said = mo.callout(str(_error), kind="warn")
@@ -208,7 +209,7 @@ def filming(control, film, known, runs, script):
         "Choose runs that are zooms of one another; the order does not matter. Two that are far "
         "apart need keyframes between them, one for every factor of two."
     )
-    _told = mo.Html(f"<p data-testid='film'>{_said}</p>")
+    _told = mo.Html(f"<p data-testid='film'>{html.escape(_said)}</p>")
     _buttons = mo.hstack([roll, keys], justify="start")
     mo.vstack([_hint, _told, _buttons]) if film and not script else None
     return frames, keys, roll

@@ -6,6 +6,7 @@ __generated_with = "0.25.2"
 app = marimo.App(width="full", app_title="fractal pipeline")
 
 with app.setup(hide_code=True):
+    import html
     from pathlib import Path
 
     import marimo as mo
@@ -194,7 +195,13 @@ def words(errand):
 
 @app.cell(hide_code=True)
 def card(get_card):
-    mo.accordion({"Report card": mo.md(get_card() or "*It is written when all stages are done.*")})
+    mo.accordion(
+        {
+            "Report card": mo.md(
+                html.escape(get_card(), quote=False) or "*It is written when all stages are done.*"
+            )
+        }
+    )
     return
 
 

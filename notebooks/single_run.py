@@ -190,7 +190,7 @@ def outcome(get_phase, run):
     mo.stop(run is None)
     _state = get_phase()
     _words = mo.Html(
-        f"<div><b data-testid='name'>{run.name}</b> · <span data-testid='state'>{_state}</span>"
+        f"<div><b data-testid='name'>{html.escape(run.name)}</b> · <span data-testid='state'>{_state}</span>"
         f"<br><span data-testid='reason'>{html.escape(singles.reason(run))}</span></div>"
     )
     _log = mo.accordion({"What its process said": mo.plain_text(run.last_words or "nothing")})

@@ -26,6 +26,7 @@ from fractal_core.commands.bench import bench
 from fractal_core.kernels import cpu, cuda
 from fractal_core.kernels.contract import TANH
 from fractal_core.kernels.layout import Layout
+from fractal_core.sweep import shared_out
 
 
 @pytest.fixture(params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -290,3 +291,11 @@ def test_units_fill_a_gpu_that_is_there(monkeypatch):
     assert TinyNetworks().block is None
     monkeypatch.setattr(machine, "gpus", lambda: ["one"])
     assert TinyNetworks().block == 256
+
+
+@pytest.mark.parametrize(("edge", "block"), [(64, 32), (256, 64), (512, 128), (4096, 256)])
+def test_a_smaller_map_is_still_shared_out(edge, block):
+    """Among several devices, and with little lost when one dies; runs of their own stay so."""
+    assert shared_out((edge, edge), 256) == block
+    assert shared_out((edge, edge), 1) == 1
+    assert shared_out((edge, edge), None) is None

@@ -57,6 +57,10 @@ def config_from(kind: type[C], argv: Sequence[str] | None = None) -> C:
     return kind(**given)
 
 
+REFUSED = 2
+"""The exit code of what would be refused again."""
+
+
 def run(main: Callable[[C], object], kind: type[C], argv: Sequence[str] | None = None) -> int:
     """Call `main` with the flags; the exit code: 2 after a refusal, 130 after an interruption."""
     try:
@@ -65,7 +69,7 @@ def run(main: Callable[[C], object], kind: type[C], argv: Sequence[str] | None =
         print(help_text)
     except Refused as refusal:
         print(f"error: {refusal}", file=sys.stderr)
-        return 2
+        return REFUSED
     except KeyboardInterrupt:
         return 130
     finally:

@@ -218,7 +218,9 @@ def _next_file(stage: str) -> Path:
     """The file of a stage's next attempt: none is ever added to by another one."""
     folder = Path(get_base_dir()) / "metrics"
     folder.mkdir(exist_ok=True)
-    return folder / f"{stage}.{len(list(folder.glob(f'{stage}.*.jsonl'))) + 1}.jsonl"
+    numbers = [file.name.split(".")[-2] for file in folder.glob(f"{stage}.*.jsonl")]
+    latest = max((int(number) for number in numbers if number.isdecimal()), default=0)
+    return folder / f"{stage}.{latest + 1}.jsonl"
 
 
 def _plain(name: str) -> str:

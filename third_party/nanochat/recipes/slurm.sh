@@ -3,8 +3,9 @@
 #
 #     sbatch third_party/nanochat/recipes/slurm.sh
 #
-# Ten minutes before its time is over, or when it has to make room, the job is told to stop; it
-# saves, and goes back into the queue to go on from there.
+# Ten minutes before its time is over the job is told to stop; it saves, and goes back into the
+# queue to go on from there. A job that has to make room does so where the cluster is configured with
+# PreemptParameters=send_user_signal.
 #SBATCH --job-name=nanochat
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -26,10 +27,12 @@ python -m scripts.speedrun --size=d20 &
 child=$!
 asked=
 trap 'asked=yes; kill -TERM "$child"' TERM
-wait "$child"
-code=$?
-if [ -n "$asked" ]; then
-    wait "$child" # the first wait ended with the signal, this one with the stage
+while :; do
+    wait "$child"
+    code=$?
+    kill -0 "$child" 2>/dev/null || break # else it was a signal that ended the wait, not the stage
+done
+if [ -n "$asked" ] && [ "$code" -eq 130 ]; then
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 fi

@@ -10,6 +10,7 @@ Only what the assistant says is learned. Ctrl-C saves and stops; `--resume_from_
 import dataclasses
 import itertools
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,10 +195,10 @@ def exchanges(engine: Engine, task: Task, count: int = 3, max_tokens: int = 64) 
         prompt = tokenizer.render_for_completion(first)
         if len(prompt) <= limit:
             rows, _ = engine.generate_batch(prompt, max_tokens=max_tokens, temperature=0.0)
-            lines.append(f"    user: {first['messages'][0]['content']}")
-            lines.append(f"    model: {tokenizer.decode(rows[0][len(prompt) :])}")
+            lines.append(f"user: {first['messages'][0]['content']}")
+            lines.append(f"model: {tokenizer.decode(rows[0][len(prompt) :])}")
     engine.model.train()
-    return "\n".join(lines)
+    return textwrap.indent("\n".join(lines), "    ", lambda line: True)
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -73,6 +73,10 @@ class Stage:
         return [sys.executable, "-m", self.module, *self.flags]
 
 
+SAVING = 540
+"""Seconds that a stage on GPUs has to save itself after it was asked to stop."""
+
+
 def kept(steps: int) -> tuple[str, ...]:
     """The flag by which a run that is killed loses a third of its steps at most."""
     return (f"--save_every={-(-steps // 3)}",)
@@ -153,9 +157,9 @@ def large(depth: int) -> list[Stage]:
         ),
         Stage("base-loss", "scripts.base_loss", parallel=True),
         Stage("base-evaluation", "scripts.base_eval", parallel=True),
-        Stage("mid", "scripts.mid_train", (), "mid", True),
+        Stage("mid", "scripts.mid_train", ("--save_every=250",), "mid", True),
         asked("mid", *tested),
-        Stage("sft", "scripts.chat_sft", (), "sft", True),
+        Stage("sft", "scripts.chat_sft", ("--save_every=250",), "sft", True),
         asked("sft", *tested),
         Stage("rl", "scripts.chat_rl", (), "rl", True),
         asked("rl", "--task_name=GSM8K"),
@@ -231,7 +235,7 @@ class Processes:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Processes":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self._before[number] = signal.signal(number, self._hear)
         return self
 
@@ -244,23 +248,29 @@ class Processes:
 
     def start(self, stage: Stage, command: Sequence[str]) -> None:
         """Run a command; the terminal's Ctrl-C does not reach it but through here."""
-        process = subprocess.Popen(command, start_new_session=True, env=dict(os.environ))
+        environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING), **os.environ}
+        process = subprocess.Popen(command, start_new_session=True, env=environment)
         self.running[stage.name] = (stage, process, time.monotonic())
+        if self.asked:  # between the two lines before
+            process.send_signal(signal.SIGTERM)
 
     def wait(self, name: str) -> tuple[Stage, float]:
         """Wait for a command; the stage and its seconds.
 
         Raises:
             KeyboardInterrupt: It was stopped, and saved what it could.
-            Refused: It failed.
+            Refused: It was refused, as it would be again.
+            SystemExit: It failed, with code 1.
         """
         stage, process, began = self.running[name]
         code = process.wait()
         del self.running[name]
         if self.asked or code == 130:
             raise KeyboardInterrupt
+        if code == cli.REFUSED:
+            raise Refused(f"the stage {name} was refused, see above")
         if code:
-            raise Refused(
+            raise SystemExit(
                 f"the stage {name} ended with code {code}, see above; the same command again goes "
                 "on from there"
             )
@@ -269,7 +279,8 @@ class Processes:
     def _hear(self, number: int = signal.SIGTERM, _frame: object = None) -> None:
         self.asked = True
         for process in [process for _, process, _ in self.running.values()]:
-            process.send_signal(number)
+            # A stage that nobody watches any more shall save itself, too.
+            process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
 
 def main(config: Config) -> dict[str, Any]:
