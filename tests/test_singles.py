@@ -65,7 +65,7 @@ def test_a_point_of_a_map_keeps_its_values(tmp_path):
     """The cell's own, with the settings and the seed of the map."""
     region = Region(*(Axis(name, 1e-3, 1e6, 16) for name in QUICK.axes))
     store = Store.create(tmp_path / "plane", Sweep.over(QUICK, region, 3))
-    start = singles.from_address(tmp_path, {"run": "plane", "x": "2.5", "y": "1e9"})
+    start = singles.from_address(tmp_path, {"run": "plane", "x": "2.5", "y": "9e5"})
     grid = store.sweep.grid
     assert start.point == (grid.x[grid.cell(2.5, 1.0)[1]], grid.y[-1])
     assert (start.experiment, start.seed, start.label) == (QUICK, 3, "plane")
@@ -73,9 +73,9 @@ def test_a_point_of_a_map_keeps_its_values(tmp_path):
     assert sweep.grid.points(np.array([0]), np.array([0]))[0].tolist() == list(start.point)
     assert sweep.experiment == replace(QUICK, steps=90)
     assert singles.from_address(tmp_path, {"run": "plane"}) is None
-    for query in ({"run": "nowhere", "x": "1", "y": "1"}, {"run": "plane", "x": "a", "y": "1"}):
+    for run, x in (("nowhere", "1"), ("plane", "a"), ("plane", "nan"), ("plane", "1e9")):
         with pytest.raises(Refused):
-            singles.from_address(tmp_path, query)
+            singles.from_address(tmp_path, {"run": run, "x": x, "y": "1"})
 
 
 @pytest.mark.parametrize(
