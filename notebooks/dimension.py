@@ -162,7 +162,7 @@ def on_the_map(get_news, jitter, store, which):
     mo.vstack(
         [
             said(
-                "verdict", f"<b>{_found.verdict}</b>; D from boxes {findings.in_words(_found.box)}"
+                "verdict", f"{_found.verdict}; D from boxes {findings.in_words(_found.box)}"
             ),
             mo.md(_whole.picture.caption),
             pair(_picture, curves.box_chart(_found)),
@@ -193,7 +193,7 @@ def from_pairs(get_news, store, which):
             else [
                 said(
                     "pairs",
-                    f"<b>{_rough.verdict}</b>; D from pairs {findings.in_words(_rough.dimension)}",
+                    f"{_rough.verdict}; D from pairs {findings.in_words(_rough.dimension)}",
                 ),
                 pair(
                     curves.flips_chart(_rough.dimension, _rough.nulls, _unit),
