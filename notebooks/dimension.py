@@ -161,9 +161,7 @@ def on_the_map(get_news, jitter, store, which):
     _picture = mo.image(curves.boundary_png(_whole.labels), width=380, alt="the boundary")
     mo.vstack(
         [
-            said(
-                "verdict", f"{_found.verdict}; D from boxes {findings.in_words(_found.box)}"
-            ),
+            said("verdict", f"{_found.verdict}; D from boxes {findings.in_words(_found.box)}"),
             mo.md(_whole.picture.caption),
             pair(_picture, curves.box_chart(_found)),
             pair(

@@ -115,6 +115,14 @@ def test_several_gpus_are_used_by_torchrun():
     assert stage.command(1)[1:] == ["-m", "scripts.mid_train", "--a=1"]
 
 
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    """The second is refused before it does anything."""
+    (tmp_path / "one").mkdir()
+    with speedrun.only_one(tmp_path / "one"), pytest.raises(Refused, match="another run works"):
+        speedrun.main(speedrun.Config(size="smoke", base_dir=str(tmp_path / "one")))
+    assert not (tmp_path / "one" / "speedrun.json").exists()
+
+
 def test_a_complete_stage_is_not_done_again(base, monkeypatch):
     """One that failed is, and nothing after it was begun; other flags are refused."""
     stages = [Stage("a", "m"), Stage("b", "m"), Stage("c", "m")]

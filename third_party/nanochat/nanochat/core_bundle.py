@@ -12,6 +12,7 @@ import shutil
 import sys
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -166,7 +167,10 @@ def unpack(archive: Path, folder: Path) -> Path:
                         shutil.copyfileobj(inside, outside)
         read_bundle(draft)
         draft.rename(folder)
-    except (zipfile.BadZipFile, NotImplementedError, FileExistsError, EOFError) as error:
+    except (
+        *(zipfile.BadZipFile, zlib.error, EOFError),
+        *(NotImplementedError, RuntimeError, FileExistsError),  # ways to pack that are not known
+    ) as error:
         raise Refused(
             f"{archive} is no whole archive ({error}); remove it and fetch it again"
         ) from None

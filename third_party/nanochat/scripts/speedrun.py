@@ -9,6 +9,7 @@ evaluation after each of the models. The same command again goes on where it was
 that is complete is not done again, and one that was interrupted resumes from what it saved.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -17,11 +18,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from nanochat import cli
 from nanochat.checkpoint_manager import FOLDERS, find_steps
 from nanochat.common import Refused, get_base_dir
@@ -283,6 +285,26 @@ class Processes:
             process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
 
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keep others out of a folder.
+
+    Raises:
+        Refused: Another one works there.
+    """
+    lock = FileLock(folder / "speedrun.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise Refused(
+            f"another run works in {folder}; wait for it, or name another --base_dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def main(config: Config) -> dict[str, Any]:
     """Run what is not complete; the seconds of every stage and where the report is.
 
@@ -299,13 +321,14 @@ def main(config: Config) -> dict[str, Any]:
             os.environ["WANDB_RUN"] = config.run
         if config.size != "d20":  # on so small a model, two threads mostly wait for each other
             os.environ.setdefault("OMP_NUM_THREADS", "1")
-        record = Record(folder)
-        if not record.done:
-            get_report().reset()
-        gpus = config.gpus if config.size == "d20" else 1
-        perform(stages, record, gpus)
-        seconds = {name: row["seconds"] for name, row in record.done.items()}
-        report = get_report().generate()
+        with only_one(folder):
+            record = Record(folder)
+            if not record.done:
+                get_report().reset()
+            gpus = config.gpus if config.size == "d20" else 1
+            perform(stages, record, gpus)
+            seconds = {name: row["seconds"] for name, row in record.done.items()}
+            report = get_report().generate()
     for name, value in seconds.items():
         print(f"{name:22} {value:9.1f} s")
     print(f"The report is {report}; talk to the model with:")
