@@ -198,7 +198,8 @@ def card(get_card):
     mo.accordion(
         {
             "Report card": mo.md(
-                html.escape(get_card(), quote=False) or "*It is written when all stages are done.*"
+                html.escape(get_card() or "", quote=False)
+                or "*It is written when all stages are done.*"
             )
         }
     )
