@@ -18,6 +18,7 @@ one colour in both, and light is faded, since half-way between the ranks of two 
 palest colour, which would outline the boundary in white.
 """
 
+import importlib.util
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -340,22 +341,20 @@ def encode(
 
 
 def require_encoder(suffix: str) -> None:
-    """Raises:
-    Refused: A film of this kind cannot be written here.
+    """Make sure of the encoder of a kind of film.
+
+    Raises:
+        Refused: It cannot be written here.
     """
-    if suffix.lower() != ".mp4":
-        return
-    try:
-        import av  # type: ignore[import-not-found] # noqa: F401 - an extra; only whether it is there
-    except ImportError:
+    if suffix.lower() == ".mp4" and importlib.util.find_spec("av") is None:
         raise Refused(
             "an MP4 is written with the package av; run `uv sync --extra film`, or write a .gif"
-        ) from None
+        )
 
 
 def _mp4(film: Iterable[np.ndarray], rate: int, recipe: str) -> bytes:
     require_encoder(".mp4")
-    import av  # type: ignore[import-not-found] - an extra
+    import av  # an extra
 
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:

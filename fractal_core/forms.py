@@ -1,6 +1,7 @@
 """What the pages of sweeps and single runs are built of: input fields for recipes, and curves."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import altair as alt
@@ -123,6 +124,11 @@ def runs(frame: pd.DataFrame) -> mo.ui.table:
         frame,
         selection="multi",
         page_size=8,
-        format_mapping={"ratio": "{:.4g}".format, "seconds": "{:.3g}".format},
+        format_mapping={"ratio": _number(4), "seconds": _number(3)},
         wrapped_columns=["settings that differ"],
     )
+
+
+def _number(digits: int) -> Callable[[float | None], str]:
+    # A run that has not ended has none yet.
+    return lambda value: "" if value is None or math.isnan(value) else f"{value:.{digits}g}"

@@ -143,16 +143,14 @@ def asked(begun, point, run, seed, settings):
 
 @app.cell(hide_code=True)
 def naming():
-    # Apart from the button, which is made anew with every plan: a name that was typed stays.
     name = mo.ui.text(placeholder="name (or leave it out)")
     return (name,)
 
 
 @app.cell(hide_code=True)
-def starting_form(control, leave, name, plan, run):
-    start = mo.ui.run_button(
-        label="train it", kind="success", disabled=plan is None or not control, tooltip=leave
-    )
+def starting_form(control, leave, name, run):
+    # Not made anew with every plan, or a click just after the last change would be lost.
+    start = mo.ui.run_button(label="train it", kind="success", disabled=not control, tooltip=leave)
     forms.line(name, start) if run is None else None
     return (start,)
 

@@ -150,15 +150,15 @@ def asked(axes, crew, plane, preset, settings, view):
 
 @app.cell(hide_code=True)
 def naming():
-    # Apart from the button, which is made anew with every plan: a name that was typed stays.
     name = mo.ui.text(placeholder="name (or leave it out)")
     return (name,)
 
 
 @app.cell(hide_code=True)
-def starting_form(control, leave, name, plan, view):
+def starting_form(control, leave, name, view):
+    # Not made anew with every plan, or a click just after the last change would be lost.
     start = mo.ui.run_button(
-        label="start the sweep", kind="success", disabled=plan is None or not control, tooltip=leave
+        label="start the sweep", kind="success", disabled=not control, tooltip=leave
     )
     forms.line(name, start) if view is None else None
     return (start,)

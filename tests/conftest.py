@@ -121,4 +121,5 @@ def sandbox():
     try:
         require_sandbox()
     except Refused as refusal:
+        # What a machine's kernel forbids cannot be tried there; nothing runs unconfined instead.
         pytest.skip(f"CONTAINMENT IS NOT TESTED on this machine: {refusal}")

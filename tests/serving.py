@@ -3,9 +3,13 @@
 import contextlib
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from fractal_core.bench import zoom
 from fractal_core.bench.zoom import Server
@@ -43,6 +47,28 @@ def opened(browser, folder: Path, server: Server, query: str = "", size=(1400, 1
         raise
     finally:
         context.close()
+
+
+@contextlib.contextmanager
+def fractal_open(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """The command `fractal open` at work in a folder, and the file of what it says."""
+    log = folder / "said"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fractal_core", "open", *arguments],
+            cwd=folder,
+            env=zoom.environment(folder, control=False),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process, log
+    finally:
+        zoom.end([psutil.Process(process.pid)] if process.poll() is None else [])
+        process.wait()
+        zoom.end(zoom.offspring(folder))
 
 
 def press(page, name: str) -> None:

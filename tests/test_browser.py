@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from serving import disabled, opened, press, says, served
+from serving import disabled, fractal_open, opened, press, says, served
 
 from fractal_core import (
     Axis,
@@ -435,20 +435,9 @@ def status(url: str) -> int:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_fractal_open_listens_to_this_machine_and_asks_for_a_token(tmp_path, how):
     """Without the token nothing is shown, and whatever ends it leaves no process behind."""
-    port, log = zoom.free_port(), tmp_path / "said"
-    command = [sys.executable, "-m", "fractal_core", "open", "zoom", "--port", str(port)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=zoom.environment(tmp_path, control=False),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    port = zoom.free_port()
     url = f"http://127.0.0.1:{port}/"
-    try:
+    with fractal_open(tmp_path, "zoom", "--port", str(port)) as (process, log):
         zoom.answers(url, process, log)
         assert status(url) == 401
         assert status(f"{url}?access_token=wrong") == 401
@@ -466,6 +455,3 @@ def test_fractal_open_listens_to_this_machine_and_asks_for_a_token(tmp_path, how
         process.send_signal(how)
         assert process.wait(30) in (0, -how)
         assert zoom.offspring(tmp_path) == []
-    finally:
-        zoom.end(zoom.offspring(tmp_path))
-        process.wait()

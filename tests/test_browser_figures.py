@@ -1,12 +1,9 @@
 """The figures notebook in a real browser: a figure becomes a file, and the file reopens its view."""
 
 import re
-import signal
-import subprocess
-import sys
 
 import pytest
-from serving import NOTEBOOKS, disabled, opened, press, says, served
+from serving import NOTEBOOKS, disabled, fractal_open, opened, press, says, served
 from small import region, run
 
 from fractal_core import recipe
@@ -51,19 +48,7 @@ def test_a_figure_becomes_a_file_and_reopens_its_view(browser, runs, tmp_path):
 
 def reopened(browser, folder, tmp_path) -> None:
     """`fractal open` of the file shows the run in the zoom notebook."""
-    log = folder / "said"
-    command = [sys.executable, "-m", "fractal_core", "open", "figures/near-panels4.pdf"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=zoom.environment(folder, control=False),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
+    with fractal_open(folder, "figures/near-panels4.pdf") as (process, log):
         assert zoom.answers(_address(log, process), process, log) is None
         url = re.search(r"shows (http\S+)", log.read_text())[1]
         assert "run=near" in url
@@ -71,9 +56,6 @@ def reopened(browser, folder, tmp_path) -> None:
             page.locator("[data-testid=map][data-frames]").wait_for()
             said = page.get_by_test_id("region").inner_text()
             assert "input layer" in said or "lr_input 0.1 … 1000.0" in said
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
 
 
 def _address(log, process) -> str:

@@ -99,7 +99,10 @@ def test_no_colour_jumps():
 
 def test_a_value_keeps_its_side_of_the_boundary():
     """However ranks are blended, a place where both maps trained is never orange."""
-    field = lambda x, y: -1.5 - np.sin(3 * x) * np.cos(y)  # noqa: E731 - a formula
+
+    def field(x, y):
+        return -1.5 - np.sin(3 * x) * np.cos(y)
+
     for frame in seen([map_of(WIDE, field), map_of(part(2), field)]):
         shown = away_from_the_bar(frame).astype(int)
         assert (shown[..., 2] >= shown[..., 0]).all()

@@ -1,6 +1,7 @@
 """The commands that draw: plates, films, proofs, and the way back from a figure."""
 
 import os
+from pathlib import Path
 
 import pytest
 from PIL import Image as Picture
@@ -101,8 +102,7 @@ def test_a_figure_opens_the_zoom_notebook_at_its_run(here, capsys, monkeypatch):
     assert environment["FRACTAL_ALLOW_CONTROL"] == "0"
     token = wide.rpartition("=")[2]
     pipe = command[command.index("--token-password-file") + 1]
-    with open(pipe) as reading:  # noqa: PTH123 - a pipe, by the number of its end
-        assert reading.read() == token
+    assert Path(pipe).read_text() == token
 
 
 def test_a_notebook_that_is_not_there_is_refused(here, capsys, monkeypatch):

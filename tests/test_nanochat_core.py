@@ -384,11 +384,11 @@ def server():
         for name, text in whole().items():
             file.writestr(name, text)
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        asked: list[str] = []  # noqa: RUF012 - of this server alone, which is made anew each time
+    asked: list[str] = []
 
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.asked.append(self.path)
+            asked.append(self.path)
             if self.path != "/bundle.zip":
                 self.send_error(404)
                 return
@@ -403,7 +403,7 @@ def server():
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=running.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{running.server_port}", Handler.asked
+    yield f"http://127.0.0.1:{running.server_port}", asked
     running.shutdown()
     running.server_close()
     thread.join()

@@ -21,11 +21,13 @@ contained = pytest.mark.usefixtures("each_sandbox")
 def each_sandbox(request, monkeypatch) -> str:
     """Both ways in which a sandbox is made, where they work; what is passed on to say which."""
     if request.param == "bubblewrap" and not BWRAP:
+        # A user's machine need not have both; CI installs it.
         pytest.skip("CONTAINMENT BY BUBBLEWRAP IS NOT TESTED: it is not installed")
     path = BWRAP if request.param == "bubblewrap" else ""
     try:
         execution._try(path)
     except Refused as refusal:
+        # What a machine's kernel forbids cannot be tried there; nothing runs unconfined instead.
         pytest.skip(f"CONTAINMENT BY {request.param.upper()} IS NOT TESTED here: {refusal}")
     monkeypatch.setattr(execution, "require_sandbox", lambda: path)
     return path

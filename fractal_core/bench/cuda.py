@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 import numpy as np
 
 from fractal_core.bench import tiny
-from fractal_core.bench.rounds import Rates, Work, take_turns
+from fractal_core.bench.rounds import Work, take_turns
 from fractal_core.bench.tiny import Case, Train
 from fractal_core.experiments import PRESETS
 from fractal_core.kernels import cpu, cuda
@@ -205,12 +205,9 @@ def compiled(case: Case, n: int, steps: int, device: str = "cuda", eager: bool =
 
 
 @dataclass(frozen=True)
-class Result:
-    """What was measured for one case on the GPU; rates are executed point-steps per second."""
+class Result(tiny.Result):
+    """The same on the GPU, and the rates of other layouts of the kernel."""
 
-    case: Case
-    rates: Rates
-    flops: float
     layouts: dict[str, float]
 
     def report(self) -> dict:
@@ -220,7 +217,7 @@ class Result:
             "case": "-".join(asdict(self.case).values()),
             "flops_per_point_step": self.flops,
             "rates": self.rates.by_name,
-            "share_of_peak": self.rates.ratio("kernel", "peak")[1] * self.flops,
+            "share_of_peak": self.share_of_peak("kernel"),
             "times_faster": {who: self.rates.ratio("kernel", who) for who in others},
             "layouts": self.layouts,
         }
@@ -232,11 +229,11 @@ def measure(case: Case, rounds: int, seconds: float) -> Result:
     contenders = {
         "kernel": kernel(case, seconds),
         "cpu": tiny.kernel(case, seconds),
-        "compiled": tiny._sized(lambda n: compiled(case, AT_ONCE["compiled"], n), seconds),
+        "compiled": tiny.sized(lambda n: compiled(case, AT_ONCE["compiled"], n), seconds),
         "peak": peak(case.dtype, seconds),
     }
     if jax_sees_a_gpu():
-        contenders["vmap"] = tiny._sized(lambda n: tiny.paper(case, AT_ONCE["vmap"], n), seconds)
+        contenders["vmap"] = tiny.sized(lambda n: tiny.paper(case, AT_ONCE["vmap"], n), seconds)
     rates = take_turns(contenders, rounds)
     others = {
         f"{code.units} units, {code.samples} samples, {code.threads} threads": take_turns(

@@ -247,15 +247,15 @@ def measure(case: Case, rounds: int, seconds: float) -> Result:
         raise Refused("the benchmark needs JAX: `uv sync --extra bench` installs it")
     contenders = {
         "kernel": kernel(case, seconds),
-        "paper": _sized(lambda steps: paper(case, 4096, steps), seconds),
-        "tuned": _sized(lambda steps: tuned(case, 512, steps), seconds),
-        "torch": _sized(lambda steps: torch_stacked(case, 256, steps), seconds),
+        "paper": sized(lambda steps: paper(case, 4096, steps), seconds),
+        "tuned": sized(lambda steps: tuned(case, 512, steps), seconds),
+        "torch": sized(lambda steps: torch_stacked(case, 256, steps), seconds),
         "peak": matrix_peak(case.dtype),
     }
     return Result(case, take_turns(contenders, rounds), flops(case.experiment(21).problem(0)))
 
 
-def _sized(build: Callable[[int], Train], seconds: float) -> Work:
+def sized(build: Callable[[int], Train], seconds: float) -> Work:
     """A contender with so many steps that a turn takes about `seconds`."""
 
     def working(train: Train) -> Work:
