@@ -22,6 +22,7 @@ with app.setup(hide_code=True):
         seeing,
         sight,
     )
+    from fractal_core.outcome import SIDES
 
     ROOT = Path("runs")
 
@@ -104,7 +105,7 @@ def choosing_a_run():
     run = mo.ui.dropdown(
         _names, value=_asked if _asked in _names else None, label="run", searchable=True
     )
-    which = mo.ui.radio(list(pairing.SIDES), value="trainable", label="**boundary of what is**")
+    which = mo.ui.radio(list(SIDES), value="trainable", label="**boundary of what is**")
     jitter = mo.ui.number(0.1, 1000, value=10, step=0.1, label="jitter, %")
     tick = mo.ui.refresh(options=["1s", "5s"], default_interval="1s")
     get_news, set_news = mo.state(0)
@@ -157,7 +158,7 @@ def on_the_map(get_news, jitter, store, which):
     except Refused as _error:
         mo.stop(True, said("verdict", f"no dimension from boxes: {_error}"))
     _found = _whole.found
-    _rows = findings.companions(store, _found, jitter.value or 10.0)
+    _rows = findings.companions(store, _found, which.value, jitter.value or 10.0)
     _picture = mo.image(curves.boundary_png(_whole.labels), width=380, alt="the boundary")
     mo.vstack(
         [
@@ -218,7 +219,7 @@ def from_seeing(get_news, store):
         if _seen is None
         else [
             mo.md("### Seeing"),
-            said("seeing", "; ".join(_seen.sentences[-2:])),
+            said("seeing", "; ".join([f"points {_seen.where}", *_seen.sentences[-2:]])),
             mo.ui.table(findings.rates(_seen), selection=None, show_download=False),
         ]
     )
