@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import json
 import os
 import signal
 import time
@@ -17,6 +16,7 @@ from fractal_core import warm
 from fractal_core.agenda import fingerprint
 from fractal_core.duty import holders, lock_holder
 from fractal_core.errors import Refused
+from fractal_core.files import read_json
 from fractal_core.store import Store
 
 
@@ -135,8 +135,45 @@ def stop(path: Path, patience: float = 20.0) -> bool:
     return False
 
 
-STATUS = {"process", "points_per_second", "seconds_remaining", "slots"}
+STATUS = {"process", "points_per_second", "seconds_remaining", "stopping", "slots"}
 """What is read of what a process on duty tells."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Units that failed for one cause.
+
+    Args:
+        cause: In the words of the most common one.
+        units: Their names.
+        exit_code: Of the last of them.
+        log: The end of what its worker said.
+    """
+
+    cause: str
+    units: tuple[str, ...]
+    exit_code: int | None
+    log: str
+
+
+def failures(store: Store) -> tuple[Failure, ...]:
+    """What failed, by cause, numbers in it aside; the largest group first."""
+    groups: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for unit, note in store.failures().items():
+        groups.setdefault(fingerprint(note["cause"]), []).append((unit, note))
+    found = []
+    for group in groups.values():
+        last = max((note for _, note in group), key=lambda note: note.get("time", 0.0))
+        causes = collections.Counter(note["cause"] for _, note in group)
+        found.append(
+            Failure(
+                cause=causes.most_common(1)[0][0],
+                units=tuple(sorted(unit for unit, _ in group)),
+                exit_code=last.get("exit_code"),
+                log=last.get("log", ""),
+            )
+        )
+    return tuple(sorted(found, key=lambda failure: -len(failure.units)))
 
 
 @dataclass(frozen=True)
@@ -153,6 +190,7 @@ class Progress:
         process: The process that works on it, or None; 0 for one on another machine.
         points_per_second: Since that process began; None if there is none.
         seconds_remaining: Estimated from the finished neighbours of what is missing, or None.
+        stopping: Whether it was asked to end.
         slots: What each slot of that process does.
     """
 
@@ -167,6 +205,7 @@ class Progress:
     causes: dict[str, int] = field(default_factory=dict)
     points_per_second: float | None = None
     seconds_remaining: float | None = None
+    stopping: bool = False
     slots: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -174,11 +213,8 @@ def progress(store: Store) -> Progress:
     """Read from the disk how far a run is."""
     missing = store.missing()
     lacking = sum(unit.size for unit in missing)
+    failed = failures(store)
     rows, cols = store.sweep.grid.shape
-    failures = store.failures()
-    groups: dict[str, list[str]] = {}
-    for note in failures.values():
-        groups.setdefault(fingerprint(note["cause"]), []).append(note["cause"])
     live = [
         told
         for suffix, holder in holders(store.path).items()
@@ -193,22 +229,17 @@ def progress(store: Store) -> Progress:
         done=rows * cols - lacking,
         units=len(store.units),
         units_missing=len(missing),
-        failed=len(failures),
+        failed=sum(len(failure.units) for failure in failed),
         process=lock_holder(store.path),
-        causes={
-            collections.Counter(causes).most_common(1)[0][0]: len(causes)
-            for causes in groups.values()
-        },
+        causes={failure.cause: len(failure.units) for failure in failed},
         points_per_second=sum(rates) if rates else None,
         seconds_remaining=max(waits, default=None),
+        stopping=any(told["stopping"] for told in live),
         slots=[slot for told in live for slot in told["slots"]],
     )
 
 
 def _told(path: Path, suffix: str) -> dict[str, Any] | None:
     """What the process on duty last told; None if it has not told anything readable yet."""
-    try:
-        told = json.loads((path / "state" / f"status{suffix}.json").read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None  # it will tell again in a second
+    told = read_json(path / "state" / f"status{suffix}.json", {})  # it tells again in a second
     return told if told.keys() >= STATUS else None

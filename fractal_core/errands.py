@@ -18,11 +18,10 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fractal_core import duty, redact
 from fractal_core.errors import Refused
-from fractal_core.files import Files
+from fractal_core.files import Files, read_json
 
 NOTE, LOG = "state/errand.json", "state/log.txt"
 PATIENCE = 60.0
@@ -103,12 +102,17 @@ def start(folder: Path, command: Sequence[str]) -> int:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         holder = duty.lock_holder(folder)
-        if (worker := _note(folder).get("process")) in (holder, process.pid) and worker:
+        if (worker := read_json(folder / NOTE, {}).get("process")) in (
+            holder,
+            process.pid,
+        ) and worker:
             return worker
         if process.poll() is not None:
             break
         time.sleep(0.02)
-    if (worker := _note(folder).get("process")) == process.pid:  # it worked, and has ended
+    if (
+        worker := read_json(folder / NOTE, {}).get("process")
+    ) == process.pid:  # it worked, and has ended
         return process.pid
     if holder := duty.lock_holder(folder):  # another one was quicker
         return holder
@@ -120,7 +124,7 @@ def start(folder: Path, command: Sequence[str]) -> int:
 
 def last(folder: Path) -> Errand | None:
     """What was last begun in a folder, or None."""
-    note = _note(folder)
+    note = read_json(folder / NOTE, {})
     try:
         with (folder / LOG).open("rb") as log:
             log.seek(note["from"])
@@ -130,13 +134,6 @@ def last(folder: Path) -> Errand | None:
     process = duty.lock_holder(folder)
     asked = (folder / "state" / "STOP").exists()
     return Errand(tuple(note["command"]), process, note["code"], said, asked)
-
-
-def _note(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / NOTE).read_bytes())
-    except (OSError, ValueError):
-        return {}
 
 
 def ask_to_stop(folder: Path) -> bool:

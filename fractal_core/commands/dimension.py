@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from fractal_core import (
     adaptive,
@@ -22,7 +21,8 @@ from fractal_core import (
     recipe,
 )
 from fractal_core.boundary import SafetyMargin
-from fractal_core.commands.work import Json, crew_of
+from fractal_core.commands import Json, Run
+from fractal_core.commands.work import crew_of
 from fractal_core.dimension import Dimension, dimension_in_time
 from fractal_core.errors import Refused, require_known
 from fractal_core.findings import companions, in_words
@@ -30,8 +30,6 @@ from fractal_core.outcome import SIDES, Which
 from fractal_core.pairs import PairsDimension
 from fractal_core.roughness import Roughness, pitch_of
 from fractal_core.store import Store
-
-Run = tyro.conf.Positional[Path]
 
 
 def dim(

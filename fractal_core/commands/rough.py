@@ -6,21 +6,18 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 
 from fractal_core import experiments, findings, pairing, recipe, sight
+from fractal_core.commands import Json, Run
 from fractal_core.commands.work import crew_of
 from fractal_core.outcome import Which
 from fractal_core.pairing import Bases, Request, Roughness
 from fractal_core.pairs import PairsDimension
 from fractal_core.seeing import Rate, unit_of
 from fractal_core.survey import Cost
-
-Run = tyro.conf.Positional[Path]
-Json = Annotated[bool, tyro.conf.arg(name="json")]
 
 
 def pairs(
