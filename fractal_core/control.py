@@ -51,11 +51,15 @@ def start_detached(
                 # Another start came first. Ours must not take over once that one is stopped.
                 _dismiss(pid, born)
             return holder
-        if _ended(pid):
+        if _ended(pid, born):
             break
         time.sleep(0.02)
     last = log.read_bytes()[said:].decode(errors="replace").strip().splitlines()[-1:]
-    if (holder := lock_holder(path)) is None and _ended(pid) and "complete" not in "".join(last):
+    if (
+        (holder := lock_holder(path)) is None
+        and _ended(pid, born)
+        and "complete" not in "".join(last)
+    ):
         raise Refused("".join(last).removeprefix("fractal: ") or "the process ended at once")
     return holder or pid
 
@@ -74,9 +78,11 @@ def _dismiss(pid: int, born: float | None) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _ended(pid: int) -> bool:
+def _ended(pid: int, born: float | None) -> bool:
+    """Whether the process that was born then has ended, whoever may have its number now."""
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
+        return process.create_time() != born or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
@@ -215,9 +221,10 @@ def progress(store: Store) -> Progress:
     lacking = sum(unit.size for unit in missing)
     failed = failures(store)
     rows, cols = store.sweep.grid.shape
+    working = holders(store.path)
     live = [
         told
-        for suffix, holder in holders(store.path).items()
+        for suffix, holder in working.items()
         if (told := _told(store.path, suffix)) and holder in (0, told["process"])
     ]
     rates = [told["points_per_second"] for told in live]
@@ -230,7 +237,7 @@ def progress(store: Store) -> Progress:
         units=len(store.units),
         units_missing=len(missing),
         failed=sum(len(failure.units) for failure in failed),
-        process=lock_holder(store.path),
+        process=next(iter(working.values()), None),
         causes={failure.cause: len(failure.units) for failure in failed},
         points_per_second=sum(rates) if rates else None,
         seconds_remaining=max(waits, default=None),

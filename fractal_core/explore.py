@@ -50,8 +50,11 @@ class View:
 
 def runs(root: Path) -> list[str]:
     """Names of the run folders, newest first."""
-    found = [path.parent for path in root.glob("*/sweep.json")]
-    return [path.name for path in sorted(found, key=lambda p: -p.stat().st_mtime)]
+    dated = []
+    for path in root.glob("*/sweep.json"):
+        with contextlib.suppress(FileNotFoundError):  # somebody may be clearing up
+            dated.append((path.parent.stat().st_mtime, path.parent.name))
+    return [name for _, name in sorted(dated, reverse=True)]
 
 
 def maps(root: Path) -> list[str]:

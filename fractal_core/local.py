@@ -20,18 +20,11 @@ from typing import Any
 
 import psutil
 
-from fractal_core import worker
+from fractal_core import machine, worker
 from fractal_core.agenda import Exit, Order
 from fractal_core.machine import Slot
 from fractal_core.redact import CappedLog
 
-ALLOWED = (
-    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "SHELL", "VIRTUAL_ENV"),
-    *("PYTHONPATH", "PYTHONHASHSEED", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_DEVICE_ORDER"),
-    *("XDG_CACHE_HOME", "FRACTAL_STORAGE", "HF_HOME", "HF_HUB_OFFLINE", "NANOCHAT_BASE_DIR"),
-    "SSL_CERT_FILE",
-)
-ALLOWED_STEMS = ("LC_", "NUMBA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCHINDUCTOR_")
 MARK = "FRACTAL_WORKER"
 """In the environment of a worker and of all that it starts, so that none of them can hide."""
 
@@ -57,12 +50,7 @@ class Patience:
 
 def clean_environment(slot: Slot, mark: str) -> dict[str, str]:
     """What a worker inherits: an allow-list, so that no key or token is in what it may print."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in ALLOWED or name.startswith(ALLOWED_STEMS)
-    }
-    return kept | slot.environment | {MARK: mark, "PYTHONUNBUFFERED": "1"}
+    return machine.inherited() | slot.environment | {MARK: mark, "PYTHONUNBUFFERED": "1"}
 
 
 Gaps = collections.deque[float]

@@ -379,8 +379,18 @@ def test_starting_twice_is_starting_once(root):
     assert not control.stop(store.path)
 
 
-def test_a_warm_process_forks_runs(root):
-    """The second start goes through it, is a process of its own session, and survives its end."""
+@pytest.mark.parametrize("name", ["FRACTAL_STORAGE", "NANOCHAT_BASE_DIR", "HF_HOME"])
+def test_a_warm_process_that_keeps_models_elsewhere_is_not_asked(name, monkeypatch):
+    """A run finds its weights and texts where the one who starts it has them."""
+    here = warm.address()
+    monkeypatch.setenv(name, "/elsewhere")
+    assert warm.address() != here
+
+
+def test_a_warm_process_forks_runs(root, monkeypatch):
+    """The second start goes through it, is a process of its own session, works where it was asked
+    from, and survives its end.
+    """
     store = Store.create(root / "quick", Sweep.over(TinyNetworks(samples=272), REGION), block=8)
     control.start_detached(store.path)
     deadline = time.monotonic() + 60
@@ -388,12 +398,14 @@ def test_a_warm_process_forks_runs(root):
         time.sleep(0.1)
     slow = TinyNetworks(samples=272, steps=6000)
     other = Store.create(root / "slow", Sweep.over(slow, REGION), block=8)
+    monkeypatch.chdir(root)
     pid = warm.start(other.path)
     while control.progress(other).process != pid and time.monotonic() < deadline:
         time.sleep(0.02)
     server = psutil.Process(psutil.Process(pid).ppid())
     assert "fractal_core.warm" in server.cmdline()
     assert os.getsid(pid) == pid
+    assert psutil.Process(pid).cwd() == str(root)
     server.send_signal(signal.SIGKILL)
     server.wait()
     assert control.progress(other).process == pid
