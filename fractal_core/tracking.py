@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from fractal_core.errors import Refused
-from fractal_core.files import objects, read_json, read_lines
+from fractal_core.files import objects, read_lines
 from fractal_core.outcome import Outcome
 from fractal_core.redact import redact
 from fractal_core.store import Image
@@ -134,11 +134,6 @@ def curve(path: Path, after: int = -1) -> list[dict[str, Any]]:
         for row in read_lines(path / "single" / "metrics.jsonl")
         if isinstance(row.get("step"), int) and row["step"] > after
     ]
-
-
-def note(path: Path, name: str, default: Any) -> Any:
-    """A JSON file of a single run, or the default while it is not there or not whole."""
-    return read_json(path / "single" / name, default)
 
 
 def size(folder: Path) -> int:

@@ -108,9 +108,9 @@ def choosing(asked, checkpoints):
 
 
 @app.cell(hide_code=True)
-def beside_it(asked, checkpoints, pick, typed):
+def beside_it(asked, checkpoints, control, pick, typed):
     source = typed.value.strip() or pick.value or ""
-    _earlier = talk.before(source) if source else None
+    _earlier = talk.before(source, fetches=control) if source else None
     _others = {"nothing": ""}
     if _earlier:
         _others["what it was trained from"] = _earlier
