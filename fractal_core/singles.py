@@ -361,11 +361,6 @@ def sample_table(run: Single) -> pd.DataFrame:
     return frame.assign(question=ends).fillna("-")
 
 
-def stop(run: Single) -> None:
-    """End a run before its end; what it said so far stays."""
-    control.ask_to_stop(run.store.path)
-
-
 def resume(run: Single) -> None:
     """Train a run anew that has no outcome; a process that trains it already is left alone."""
     command, *options = words(run.store.sweep)

@@ -48,12 +48,6 @@ def begin(
     return explore.begin(replace(view, parent=above), options).name
 
 
-def resume(store: Store, options: Sequence[str] = ()) -> None:
-    """Have a process work on what is missing; one that does already is left alone."""
-    if store.missing():
-        control.start_detached(store.path, options)
-
-
 def asked(
     root: Path,
     preset: str,
@@ -232,11 +226,6 @@ def _gpus() -> pd.DataFrame:
         for gpu in machine.gpus()
     ]
     return pd.DataFrame(rows)
-
-
-def stop(store: Store) -> None:
-    """Ask whoever works on a run to end: once, and it finishes what it has in hand; again, and not."""
-    control.ask_to_stop(store.path)
 
 
 def recipe_in_words(sweep: Sweep) -> str:

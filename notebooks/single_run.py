@@ -12,6 +12,7 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from fractal_core import Refused, curves, explore, forms, planner, singles
+    from fractal_core.control import ask_to_stop
     from fractal_core.single import Watch
 
     ROOT = Path("runs")
@@ -204,7 +205,7 @@ def steering(control, get_phase, why, run, tick):
 @app.cell(hide_code=True)
 def acting(again, attempt, control, run, stop):
     if stop.value and control:
-        attempt(lambda: singles.stop(run))
+        attempt(lambda: ask_to_stop(run.store.path))
     elif again.value and control:
         attempt(lambda: singles.resume(run))
     return

@@ -11,6 +11,7 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from fractal_core import Refused, explore, figures, forms, planner, portrait, watching
+    from fractal_core.control import ask_to_stop
     from fractal_core.heatmap import Heatmap
 
     ROOT = Path("runs")
@@ -221,9 +222,9 @@ def steering_line(crew, resume, stop, view):
 @app.cell(hide_code=True)
 def acting(attempt, control, crew, resume, stop, view):
     if stop.value and control:
-        attempt(lambda: watching.stop(view.store))
+        attempt(lambda: ask_to_stop(view.path))
     elif resume.value and control:
-        attempt(lambda: watching.resume(view.store, planner.options(**crew.value)))
+        attempt(lambda: explore.begin(view, planner.options(**crew.value)))
     return
 
 

@@ -58,12 +58,6 @@ def test_a_sweep_is_begun_once_per_recipe(tmp_path, begun):
         watching.begin(tmp_path, "mine", "tanh", Sweep.over(QUICK, REGION, 1), [])
 
 
-def test_a_finished_sweep_is_left_alone(tmp_path, begun):
-    """There is nothing to resume."""
-    watching.resume(finished(tmp_path))
-    assert begun == []
-
-
 def test_a_rectangle_becomes_a_sweep_that_knows_its_parent(tmp_path, begun):
     """On a grid of its own; where neighbours could not be told apart, it is refused."""
     finished(tmp_path)
@@ -128,15 +122,15 @@ def test_a_glance_says_how_far_and_who(tmp_path):
 def test_stopping_asks_whoever_works(tmp_path, monkeypatch):
     """Once, and by name; one on another machine cannot be asked."""
     store = mischief.make(tmp_path / "run", 8, 8)
-    watching.stop(store)
+    control.ask_to_stop(store.path)
     asked = []
     monkeypatch.setattr(control.os, "kill", lambda pid, how: asked.append(pid))
     with duty.lock(store.path):
-        watching.stop(store)
+        control.ask_to_stop(store.path)
         assert asked == [os.getpid()]
         (store.path / "state" / "lock").write_text(json.dumps({"pid": 1, "created": 0.0}))
         with pytest.raises(Refused, match="elsewhere"):
-            watching.stop(store)
+            control.ask_to_stop(store.path)
 
 
 def test_a_heading_is_text(tmp_path):
