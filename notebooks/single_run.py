@@ -138,12 +138,12 @@ def asked(begun, point, run, seed, settings):
 
 @app.cell(hide_code=True)
 def naming():
-    name = mo.ui.text(placeholder="name (or why it out)")
+    name = mo.ui.text(placeholder="name (or leave it out)")
     return (name,)
 
 
 @app.cell(hide_code=True)
-def starting_form(control, why, name, run):
+def starting_form(control, name, run, why):
     # Not made anew with every plan, or a click just after the last change would be lost.
     start = mo.ui.run_button(label="train it", kind="success", disabled=not control, tooltip=why)
     forms.line(name, start) if run is None else None
@@ -192,7 +192,7 @@ def outcome(get_phase, run):
 
 
 @app.cell(hide_code=True)
-def steering(control, get_phase, why, run, tick):
+def steering(control, get_phase, run, tick, why):
     _phase = get_phase()
     stop = mo.ui.run_button(label="stop", disabled=_phase != "training" or not control, tooltip=why)
     again = mo.ui.run_button(

@@ -145,12 +145,12 @@ def asked(axes, crew, plane, preset, settings, view):
 
 @app.cell(hide_code=True)
 def naming():
-    name = mo.ui.text(placeholder="name (or why it out)")
+    name = mo.ui.text(placeholder="name (or leave it out)")
     return (name,)
 
 
 @app.cell(hide_code=True)
-def starting_form(control, why, name, view):
+def starting_form(control, name, view, why):
     # Not made anew with every plan, or a click just after the last change would be lost.
     start = mo.ui.run_button(
         label="start the sweep", kind="success", disabled=not control, tooltip=why
@@ -266,7 +266,7 @@ def closer_form(view):
 
 
 @app.cell(hide_code=True)
-def closer(control, crew, heat, inner_cols, inner_rows, why, view):
+def closer(control, crew, heat, inner_cols, inner_rows, view, why):
     inner, _words = watching.selected(
         ROOT, view, heat.roi, heat.point, (inner_rows.value, inner_cols.value), crew.value
     )
