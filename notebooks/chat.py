@@ -67,7 +67,7 @@ def base_model(control, get_made):
                 )
             ),
             mo.callout(f"The last try ended so: {_errand.tail(1)}", kind="warn") if _failed else "",
-            mo.hstack([make, tick or ""], justify="start"),
+            mo.hstack([make, tick] if making else [make], justify="start"),
         ]
     ) if making or not checkpoints else None
     return checkpoints, make, making, tick
