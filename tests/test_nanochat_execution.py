@@ -117,6 +117,21 @@ def test_time_is_limited():
 
 
 @contained
+def test_the_start_of_the_sandbox_is_not_the_program_s_time(monkeypatch):
+    """A machine that is busy fails no program; a sandbox that never starts is no failure either."""
+    start = subprocess.Popen
+
+    def late(words, **options):
+        return start(["sh", "-c", 'sleep 1.5; exec "$@"', "sh", *words], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", late)
+    assert execute_code("print(1)", timeout=1.0).success
+    monkeypatch.setattr(execution, "START", 0.5)
+    with pytest.raises(Refused, match=r"did not start in 0\.5 seconds"):
+        execute_code("print(1)")
+
+
+@contained
 def test_memory_is_limited():
     """A program that asks for more is told so."""
     result = execute_code("x = bytearray(10**9)")

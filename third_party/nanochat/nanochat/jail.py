@@ -236,8 +236,6 @@ def _become(settings, root: bool) -> int:
     _call("prctl", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     os.chdir("/work")
     os.umask(0o077)
-    os.set_inheritable(settings["setup"], False)
-    os.write(settings["setup"], b"ready")
     os.execve(settings["argv"][0], settings["argv"], settings["environment"])
 
 
