@@ -141,6 +141,27 @@ def test_memory_is_limited():
 
 
 @contained
+def test_there_is_no_memory_beside_it():
+    """None of the kinds that belong to no process, which no limit of a process counts."""
+    said = outcomes(
+        "os.memfd_create('more')",
+        "libc.shmget(0, 1 << 20, 0o1600)",
+        "libc.semget(0, 30000, 0o1600)",
+        "libc.msgget(0, 0o1600)",
+    )
+    assert said == ["PermissionError", *["did it: -1"] * 3]
+
+
+def test_a_machine_whose_calls_are_not_known_is_refused(each_sandbox, tmp_path, monkeypatch):
+    """Rather than that its programs have more memory than they may."""
+    jail = Path(execution.__file__).with_name("jail.py").read_text()
+    (tmp_path / "jail.py").write_text(jail.replace("os.uname().machine", "'abacus'"))
+    monkeypatch.setattr(execution, "__file__", str(tmp_path / "execution.py"))
+    with pytest.raises(Refused, match="the system calls of abacus are not known"):
+        _run("print(1)", Limits(), each_sandbox)
+
+
+@contained
 def test_a_flood_of_output_is_cut():
     """What was read of it is bounded, and the program is killed."""
     result = execute_code("import sys\nwhile True: sys.stdout.write('x' * 4096)", timeout=20.0)

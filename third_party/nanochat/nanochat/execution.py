@@ -77,7 +77,10 @@ class ExecutionResult:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use. Memory is that of one process, so in all it is four times that."""
+    """What a program may use. Memory is that of one process, so in all it is four times that.
+
+    What the kernel keeps for open pipes and sockets comes on top; it is bounded by their number.
+    """
 
     seconds: float = 5.0
     memory: int = 256 * 1024 * 1024
@@ -128,7 +131,7 @@ def _try(bwrap: str) -> None:
 def _refusal(why: str) -> Refused:
     return Refused(
         "programs that a model wrote run only in a sandbox, which this machine does not allow "
-        f"({why}); use Linux 5.14 or later with user namespaces allowed "
+        f"({why}); use Linux 5.14 or later, of x86_64 or aarch64, with user namespaces allowed "
         "(sysctl user.max_user_namespaces; in a container also --security-opt seccomp=unconfined), "
         "or where only some programs are, install bubblewrap 0.8 or later"
     )

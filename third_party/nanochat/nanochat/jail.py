@@ -8,6 +8,9 @@ host name, control groups and processes. The third is number 1 among those proce
 the kernel kills all the others. It makes a file system of the interpreter, read-only, and an empty
 folder in memory, and starts the program as an unprivileged user.
 
+The program's memory is limited by process and its folder by the file system; of system calls that
+take memory which neither counts it has none, by a filter that the kernel keeps.
+
 A caller who is root maps the program to a user that is not, since the kernel limits how many
 processes a user has for all but root.
 
@@ -23,6 +26,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import sys
 from pathlib import Path
 
@@ -39,6 +43,23 @@ MNT_DETACH = 2
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
+"""Instructions of a filter: of 16 bits, two jumps of 8 bits, where true and where not, and a value."""
+
+ALLOW, DENY = 0x7FFF0000, 0x00050001
+NUMBER, MACHINE = 0, 4
+"""Where a filter finds which call it is, and in whose numbers."""
+
+FOREIGN = 0x40000000
+"""Numbers from here on are those of x86_64 once more, for pointers of 32 bits."""
+
+UNCOUNTED = {
+    "x86_64": (0xC000003E, (29, 64, 68, 319, 447)),
+    "aarch64": (0xC00000B7, (194, 190, 186, 279, 447)),
+}
+"""Of each machine its mark, and the numbers of shmget, semget, msgget, memfd_create, memfd_secret."""
+
 USER_NAMESPACES = "/proc/sys/user/max_user_namespaces"
 """How many there may be within: none, since whoever makes one has every right in it."""
 
@@ -234,9 +255,27 @@ def _become(settings, root: bool) -> int:
     for name, value in settings["limits"].items():
         resource.setrlimit(getattr(resource, name), (value, value))
     _call("prctl", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _forbid()
     os.chdir("/work")
     os.umask(0o077)
     os.execve(settings["argv"][0], settings["argv"], settings["environment"])
+
+
+def _forbid() -> None:
+    """Deny this process and all that come of it the system calls that are not for them."""
+    machine = os.uname().machine
+    if machine not in UNCOUNTED:
+        raise OSError(f"the system calls of {machine} are not known")
+    mark, calls = UNCOUNTED[machine]
+    denied = (RETURN, 0, 0, DENY)
+    rules = [(LOAD, 0, 0, MACHINE), (EQUAL, 1, 0, mark), denied]
+    rules += [(LOAD, 0, 0, NUMBER), (AT_LEAST, 0, 1, FOREIGN), denied]
+    for number in calls:
+        rules += [(EQUAL, 0, 1, number), denied]
+    rules += [(RETURN, 0, 0, ALLOW)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+    program = struct.pack("HP", len(rules), ctypes.addressof(code))
+    _call("seccomp", libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0))
 
 
 def _mount(source: str, target: str, kind: bytes | None, flags: int, options: str = "") -> None:
