@@ -46,6 +46,8 @@ def outcomes(*acts: str, timeout: float = 10.0) -> list[str]:
     """What came of each expression, inside."""
     lines = "\n".join(f"print(outcome(lambda: {act}))" for act in acts)
     imports = "import ctypes, os, signal, socket, sys\nlibc = ctypes.CDLL(None)\n"
+    imports += "clone = {'x86_64': 56, 'aarch64': 220}[os.uname().machine]\n"
+    imports += "CLONE = lambda flags: libc.syscall(clone, flags, 0, 0, 0, 0)\n"
     result = execute_code(imports + OUTCOME + lines, timeout=timeout)
     assert result.success, result
     return result.stdout.splitlines()
@@ -76,8 +78,10 @@ def assert_none_left(name: str) -> None:
 
 @contained
 def test_a_program_runs_and_its_output_is_kept():
-    """Both outputs, and the modules that problems use."""
-    program = "import collections, hashlib, math, re, sys, typing\nprint(math.gcd(12, 18))\n"
+    """Both outputs, the modules that problems use, and threads."""
+    program = "import collections, hashlib, math, re, sys, threading, typing\n"
+    program += "said = threading.Thread(target=print, args=(math.gcd(12, 18),))\n"
+    program += "said.start()\nsaid.join()\n"
     result = execute_code(program + "print('hm', file=sys.stderr)")
     assert (result.success, result.stdout, result.stderr) == (True, "6\n", "hm\n")
     assert (result.error, result.timeout, result.memory_exceeded) == (None, False, False)
@@ -330,6 +334,9 @@ def test_rights_cannot_be_gained():
         "os.setgroups([0])",
         "libc.unshare(0x10000000)",
         "libc.unshare(0x20000)",
+        "libc.setns(0, 0)",
+        "CLONE(0x10000000 | signal.SIGCHLD)",
+        "CLONE(0x20000 | signal.SIGCHLD)",
         "libc.mount(b'none', b'/work', b'tmpfs', 0, None)",
         "libc.umount2(b'/work', 2)",
         "os.sethostname('x') if hasattr(os, 'sethostname') else libc.sethostname(b'x', 1)",
@@ -384,6 +391,23 @@ def test_without_namespaces_nothing_runs(tmp_path):
     assert done.stdout.startswith("refused: programs that a model wrote run only in a sandbox")
     assert "user.max_user_namespaces" in done.stdout
     assert not marker.exists()
+
+
+def test_a_container_has_a_sandbox(each_sandbox):
+    """Its settings of the kernel are read-only."""
+    ask = (
+        "import os\nfrom nanochat import execution\n"
+        "assert not os.access('/proc/sys/user/max_user_namespaces', os.W_OK)\n"
+        f"execution.require_sandbox = lambda: {each_sandbox!r}\n"
+        "print(execution.execute_code('print(1)').success)"
+    )
+    contain = (
+        "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && "
+        'exec unshare -U --map-user=77 --map-group=77 "$0" -c "$1"'
+    )
+    words = ["unshare", "-Urm", "sh", "-c", contain, sys.executable, ask]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done
 
 
 def test_another_system_is_refused(monkeypatch):

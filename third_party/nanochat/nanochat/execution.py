@@ -132,8 +132,9 @@ def _refusal(why: str) -> Refused:
     return Refused(
         "programs that a model wrote run only in a sandbox, which this machine does not allow "
         f"({why}); use Linux 5.14 or later, of x86_64 or aarch64, with user namespaces allowed "
-        "(sysctl user.max_user_namespaces; in a container also --security-opt seccomp=unconfined), "
-        "or where only some programs are, install bubblewrap 0.8 or later"
+        "(sysctl user.max_user_namespaces; in a container also --security-opt seccomp=unconfined "
+        "and, where there is AppArmor, --security-opt apparmor=unconfined), "
+        "or where only some programs are, install bubblewrap 0.5 or later"
     )
 
 
