@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -30,15 +30,13 @@ from fractal_core import (
 from fractal_core.errors import Refused, require_known
 from fractal_core.explore import View
 from fractal_core.findings import measured
-from fractal_core.outcome import WINDOW, is_stable, is_trainable
+from fractal_core.outcome import SIDES, WINDOW, Which
 from fractal_core.panels import panels_figure
 from fractal_core.roughness import Roughness, pitch_of
 from fractal_core.sheet import INCH
 from fractal_core.store import Image, Store, read_recipe
 from fractal_core.survey import Hire, Tell
 
-Which = Literal["trainable", "stable"]
-SIDES = {"trainable": is_trainable, "stable": is_stable}
 WORDS = {"trainable": ("trainable", "not trainable"), "stable": ("stable", "diverged")}
 KINDS = ("map", "3 panels", "4 panels", "dimension", "plate")
 FILES = {"map": "map", "3 panels": "panels3", "4 panels": "panels4", "dimension": "dimension"}

@@ -55,7 +55,7 @@ def base_model(control, get_made):
     make = mo.ui.run_button(
         label="make the base model",
         disabled=making or not control,
-        tooltip="" if control else "open with --allow-control to start anything",
+        tooltip="" if control else explore.CLOSED,
     )
     _failed = _errand is not None and _errand.state == "failed" and not checkpoints
     mo.vstack(

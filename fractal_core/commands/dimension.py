@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from fractal_core import (
     adaptive,
@@ -22,16 +21,15 @@ from fractal_core import (
     recipe,
 )
 from fractal_core.boundary import SafetyMargin
-from fractal_core.commands.work import Json, crew_of
+from fractal_core.commands import Json, Run
+from fractal_core.commands.work import crew_of
 from fractal_core.dimension import Dimension, dimension_in_time
 from fractal_core.errors import Refused, require_known
 from fractal_core.findings import companions, in_words
+from fractal_core.outcome import SIDES, Which
 from fractal_core.pairs import PairsDimension
-from fractal_core.press import Which
 from fractal_core.roughness import Roughness, pitch_of
 from fractal_core.store import Store
-
-Run = tyro.conf.Positional[Path]
 
 
 def dim(
@@ -170,7 +168,7 @@ class Telling:
 def _in_time(store: Store, which: Which, times: int, out: Path | None, as_json: bool) -> None:
     """The dimension after several training lengths, and how many labels still change."""
     lengths, outcomes = history.outcomes_in_time(store, times, crew_of(store), Telling())
-    labels = press.SIDES[which](outcomes)
+    labels = SIDES[which](outcomes)
     pitch, unit = pitch_of(store.sweep.grid)
     found = dimension_in_time(labels, pitch)
     moved = [math.nan, *(labels[1:] != labels[:-1]).mean(axis=(1, 2)).tolist()]
@@ -210,7 +208,7 @@ def _print(store: Store, found: Roughness, which: Which, jitter: float) -> None:
     print(f"verdict        {found.verdict}")
     for sentence in found.verdict.evidence:
         print(f"               - {sentence}")
-    for name, text in companions(store, found, jitter):
+    for name, text in companions(store, found, which, jitter):
         print(f"{name:<15}{text}")
     profile = box.profile
     if len(profile.eps):

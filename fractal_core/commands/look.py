@@ -6,13 +6,13 @@ from typing import Literal
 import tyro
 
 from fractal_core import experiments, figures, press, records
+from fractal_core.commands import Run
 from fractal_core.commands.work import crew_of
 from fractal_core.errors import Refused
 from fractal_core.explore import open_view
 from fractal_core.files import Files
 from fractal_core.store import exported
 
-Run = tyro.conf.Positional[Path]
 Palette = Literal["split", "paper"]
 Quantity = Literal["measure", "outcome", "final_loss", "steps"]
 
