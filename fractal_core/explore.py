@@ -56,10 +56,11 @@ def runs(root: Path) -> list[str]:
 
 def maps(root: Path) -> list[str]:
     """Names of those that are maps and no single runs, newest first; unreadable ones are left out."""
-    return [name for name in runs(root) if _is_map(root / name)]
+    return [name for name in runs(root) if is_map(root / name)]
 
 
-def _is_map(path: Path) -> bool:
+def is_map(path: Path) -> bool:
+    """Whether a folder holds a map, and can be read."""
     try:
         region = read_recipe(path)["region"]
         return max(region["x"]["points"], region["y"]["points"]) > 1
