@@ -160,7 +160,7 @@ def profile_chart(
         base.mark_line(color=BLUE, strokeWidth=1.5).encode(y=y),
         base.mark_point(color=BLUE, filled=True, size=40, opacity=1).encode(y=y),
     ]
-    return alt.layer(*layers).properties(height=HEIGHT)
+    return alt.layer(*layers, height=HEIGHT)
 
 
 def flips_chart(
@@ -221,7 +221,7 @@ def flips_chart(
             layers.append(
                 points.mark_point(color=BLUE, filled=filled, shape=shape, opacity=1).encode(y=y)
             )
-    return alt.layer(*layers).properties(height=HEIGHT)
+    return alt.layer(*layers, height=HEIGHT)
 
 
 def pairs_chart(found: PairsDimension, unit: str, truth: float | None = None) -> alt.LayerChart:
@@ -257,9 +257,7 @@ def margin_chart(grid: Grid, margin: SafetyMargin, labels: tuple[str, str]) -> a
             alt.Tooltip("risk:Q", title="chance of failing", format=".2%"),
         ],
     )
-    return alt.layer(base.mark_point(color=BLUE, filled=True, size=25, opacity=1)).properties(
-        height=HEIGHT
-    )
+    return alt.layer(base.mark_point(color=BLUE, filled=True, size=25, opacity=1), height=HEIGHT)
 
 
 def _rows(profile: Profile, what: str, at: int) -> pd.DataFrame:
