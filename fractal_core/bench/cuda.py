@@ -142,13 +142,13 @@ def _work(problem: Problem, hyper: np.ndarray, code: Layout) -> Work:
 
 
 def layouts(problem: Problem) -> list[Layout]:
-    """The usual layout of a problem, and others that might suit a card better."""
+    """The usual layout of a problem, and others that might suit a card better; first more warps."""
     usual = Layout.of(problem)
     if usual.width != 16:
         return [usual]
     others = {
-        "float64": [(2, 1, 256), (1, 2, 384), (1, 4, 256)],
-        "float32": [(2, 4, 384), (4, 2, 256), (1, 4, 512)],
+        "float64": [(1, 2, 384), (1, 4, 256), (2, 1, 256)],
+        "float32": [(1, 2, 768), (2, 4, 384), (4, 2, 256)],
     }[usual.dtype]
     return [usual, *(replace(usual, units=u, samples=s, threads=t) for u, s, t in others)]
 
