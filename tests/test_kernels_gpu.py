@@ -25,7 +25,7 @@ from fractal_core.bench import machinecode, tiny
 from fractal_core.commands.bench import bench
 from fractal_core.kernels import cpu, cuda
 from fractal_core.kernels.contract import TANH
-from fractal_core.kernels.layout import Layout
+from fractal_core.kernels.layout import SOURCE, Layout
 from fractal_core.sweep import shared_out
 
 
@@ -246,7 +246,52 @@ def test_what_does_not_fit_stays_in_global_memory():
     assert code.resident(272, 227 * 2**10)
     assert not code.resident(4000, 227 * 2**10)
     assert code.resident(0, 64 * 2**10)
-    assert cuda.binary(code, False, "sm_90").code != cuda.binary(code, True, "sm_90").code
+    source, (there, here) = SOURCE.read_bytes(), map(code.constants, (False, True))
+    assert cuda.compiled(source, there, "sm_90").code != cuda.compiled(source, here, "sm_90").code
+
+
+def test_machine_code_is_kept(monkeypatch, store_folder):
+    """Another process does not compile it again, unless it was made of something else."""
+    made, compiled = [], cuda.compiled
+    monkeypatch.setattr(cuda, "compiled", lambda *of: made.append(of) or compiled(*of))
+    anew = cuda.kept.__wrapped__
+    source = b'extern "C" __global__ void f(int *a) { *a = X; }'
+    first = anew(source, ("-DX=1",), "sm_90")
+    assert first == anew(source, ("-DX=1",), "sm_90") == compiled(*made[0]).code
+    assert len(made) == 1
+    for other in [(source + b" ", ("-DX=1",), "sm_90"), (source, ("-DX=2",), "sm_90")]:
+        anew(*other)
+        assert made[-1] == other
+    anew(source, ("-DX=1",), "sm_80")
+    monkeypatch.setattr(cuda, "FLAGS", (*cuda.FLAGS, "--use_fast_math"))
+    anew(source, ("-DX=1",), "sm_90")
+    assert len(made) == 5
+
+
+@pytest.mark.parametrize("at", [0, 40, -1])
+def test_damaged_machine_code_is_compiled_again(monkeypatch, store_folder, at):
+    """A bit that is wrong anywhere, an end that is missing; and then it is whole again."""
+    args = b'extern "C" __global__ void f() {}', (), "sm_90"
+    anew = cuda.kept.__wrapped__
+    code = anew(*args)
+    (file,) = (store_folder / "kernels").iterdir()
+    whole = file.read_bytes()
+    flipped = bytearray(whole)
+    flipped[at] ^= 1
+    for damaged in (bytes(flipped), whole[:at], b""):
+        file.write_bytes(damaged)
+        assert anew(*args) == code
+        assert file.read_bytes() == whole
+    monkeypatch.setattr(cuda, "compiled", None)
+    assert anew(*args) == code
+
+
+def test_machine_code_that_cannot_be_kept_is_used(monkeypatch, tmp_path):
+    """A storage folder that takes nothing is no reason not to train."""
+    monkeypatch.setenv("FRACTAL_STORAGE", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    args = b'extern "C" __global__ void f() {}', (), "sm_90"
+    assert cuda.kept.__wrapped__(*args) == cuda.compiled(*args).code
 
 
 def test_the_peak_is_that_of_multiply_adds():

@@ -24,7 +24,7 @@ from pathlib import Path
 from fractal_core.errors import Refused
 from fractal_core.kernels import cuda
 from fractal_core.kernels.contract import TANH
-from fractal_core.kernels.layout import Layout
+from fractal_core.kernels.layout import SOURCE, Layout
 
 ARCHS = ("sm_80", "sm_90", "sm_100")
 
@@ -164,7 +164,7 @@ def wanted(code: Layout) -> Operations:
 @functools.cache
 def report(code: Layout, arch: str) -> Report:
     """Compile the kernel with its samples in shared memory, and look at what came out."""
-    binary = cuda.binary(code, True, arch)
+    binary = cuda.compiled(SOURCE.read_bytes(), code.constants(resident=True), arch)
     return Report(
         code=code,
         arch=arch,

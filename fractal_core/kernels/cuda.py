@@ -1,7 +1,7 @@
 """Train many tiny networks on an NVIDIA GPU, to the bits of the CPU kernel.
 
-The kernel is CUDA C++ (`tiny.cu`), compiled by NVRTC for the very GPU at hand in about a second and
-launched through the driver; both come with the packages of torch on Linux. Of the other routes,
+The kernel is CUDA C++ (`tiny.cu`), compiled by NVRTC for the very GPU at hand in about a second, kept on
+disk, and launched through the driver; both come with the packages of torch on Linux. Of the other routes,
 Triton's float64 products run at half rate and its sums have an order that depends on their layout, and
 numba's CUDA would be one more large package for the same instructions. In C++ every operation can be
 named, which the contract needs, and the text compiles for a processor too, where tests run it.
@@ -10,8 +10,10 @@ One launch trains a call's points to their ends. In go the hyperparameters, out 
 and the recorded losses of each point.
 """
 
+import contextlib
 import ctypes
 import functools
+import hashlib
 import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,15 +23,20 @@ from jaxtyping import Float64, Int64
 
 from fractal_core import pulse
 from fractal_core.errors import Refused
+from fractal_core.files import Files
 from fractal_core.kernels import layout
 from fractal_core.kernels.contract import Curves, Problem
 from fractal_core.kernels.layout import Layout
+from fractal_core.storage import storage
 
 OPERATIONS = 2e13
 """Of one launch, at most: seconds on a large GPU. Longer calls are cut, so that they show a pulse."""
 
 RECORDED = 2**26
 """Losses that one launch keeps, at most: half a gigabyte."""
+
+FLAGS = ("--std=c++17", "--fmad=false", "--ptxas-options=-v")
+"""Of the compiler: no multiplication and addition is fused that the text does not fuse."""
 
 ELSEWHERE = "; `--devices cpu` trains to the same bits without it"
 
@@ -46,15 +53,14 @@ def compiled(source: bytes, options: Sequence[str], arch: str) -> Binary:
 
     Args:
         source: The text.
-        options: Of NVRTC. No multiplication and addition is fused that the text does not fuse.
+        options: Of NVRTC, beside `FLAGS`.
         arch: The kind of GPU, for example sm_90.
 
     Raises:
         Refused: NVRTC is missing.
     """
     nvrtc = _module("nvrtc")
-    every = [*options, f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false"]
-    every.append("--ptxas-options=-v")
+    every = [*options, f"--gpu-architecture={arch}", *FLAGS]
     program = _checked(nvrtc.nvrtcCreateProgram(source, b"tiny.cu", 0, [], []))
     (failed,) = nvrtc.nvrtcCompileProgram(program, len(every), [o.encode() for o in every])
     log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
@@ -69,16 +75,23 @@ def compiled(source: bytes, options: Sequence[str], arch: str) -> Binary:
 
 
 @functools.cache
-def binary(code: Layout, resident: bool, arch: str) -> Binary:
-    """The kernel of one layout for one kind of GPU.
+def kept(source: bytes, options: tuple[str, ...], arch: str) -> bytes:
+    """The machine code of `compiled`, from the disk if this compiler has left it there.
 
-    Args:
-        code: The layout.
-        resident: The samples fit into shared memory.
-        arch: The kind of GPU.
+    In `storage`, under a hash of all that it was made of and behind a hash of itself: what is
+    damaged is compiled again.
     """
-    options = code.constants() + (["-DRESIDENT"] if resident else [])
-    return compiled(layout.SOURCE.read_bytes(), options, arch)
+    recipe = source, options, arch, FLAGS, _module("nvrtc").nvrtcVersion()[1:]
+    name = hashlib.sha256(repr(recipe).encode()).hexdigest()
+    files = Files(storage() / "kernels")
+    with contextlib.suppress(OSError):
+        found = files.get(name)
+        if hashlib.sha256(found[32:]).digest() == found[:32]:
+            return found[32:]
+    code = compiled(source, options, arch).code
+    with contextlib.suppress(OSError):  # a disk that takes nothing costs every process a second
+        files.put_latest(name, hashlib.sha256(code).digest() + code)
+    return code
 
 
 def _module(name: str) -> Any:
@@ -267,7 +280,8 @@ def train(
     samples = len(problem.targets)
     resident = code.resident(samples, here.room)
     shared = code.shared(samples if resident else 0)
-    function = here.function(binary(code, resident, here.arch).code, b"train", shared)
+    machine_code = kept(layout.SOURCE.read_bytes(), code.constants(resident), here.arch)
+    function = here.function(machine_code, b"train", shared)
     size = at_once(problem, len(hyper), len(steps), here.processors * code.groups)
     drifting = bool(np.any(hyper[:, 3]))
     every = layout.shared_arrays(problem, code, steps)
