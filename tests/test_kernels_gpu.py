@@ -1,12 +1,15 @@
 """The GPU kernel without a GPU: its arithmetic on this processor, its machine code for three others."""
 
+import functools
 import json
 from dataclasses import replace
 from math import inf
 
+import fakegpu
 import kernelhost
 import numpy as np
 import pytest
+from cuda.bindings import nvrtc
 from test_contract import DIGESTS, digest, windows
 from test_kernels import (
     ACTIVATIONS,
@@ -19,7 +22,7 @@ from test_kernels import (
     tanh_of,
 )
 
-from fractal_core import PRESETS, Refused, TinyNetworks, machine
+from fractal_core import PRESETS, Refused, TinyNetworks, machine, pulse, worker
 from fractal_core.bench import cuda as bench_cuda
 from fractal_core.bench import machinecode, tiny
 from fractal_core.commands.bench import bench
@@ -157,6 +160,60 @@ def test_samples_that_do_not_fit_on_a_gpu(batch):
     """Samples in the memory of the whole GPU train as those of a processor do."""
     problem = problem_of(width=16, samples=5001, steps=5, batch=batch)
     assert_same(cuda.train(problem, points_of(50)), cpu.train(problem, points_of(50)))
+
+
+# Its way to a GPU
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """Has a driver played by this process train, launches cut to what its GPU holds."""
+
+    def train_there(problem, hyper, record=(), **driver):
+        fake = fakegpu.Driver(Layout.of(problem), **driver)
+        modules = {"driver": fake, "nvrtc": nvrtc}
+        monkeypatch.setattr(cuda, "_module", modules.get)
+        monkeypatch.setattr(cuda, "kept", lambda *_: b"code")
+        monkeypatch.setattr(cuda, "gpu", functools.cache(cuda.Gpu))
+        monkeypatch.setattr(cuda, "OPERATIONS", 1)
+        try:
+            return fake, cuda.train(problem, hyper, record)
+        finally:
+            assert fake.memory == fake.streams == fake.events == {}
+
+    return train_there
+
+
+@pytest.mark.parametrize("points", [0, 1, 64, 65, 300])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_launches_are_put_together(played, dtype, points):
+    """Of any number, the last one smaller, with recorded losses; each shows a sign of progress."""
+    problem = problem_of(dtype=dtype, width=16, samples=5, steps=8, batch=3)
+    hyper, record = points_of(points, high=3.5), [0, 7]
+    before = pulse.ticks()
+    driver, found = played(problem, hyper, record, processors=2 if dtype == "float64" else 1)
+    assert len(driver.log) / 2 == pulse.ticks() - before == -(-points // 64)
+    assert_same(found, cpu.train(problem, hyper, record))
+
+
+def test_the_gpu_goes_on_while_results_are_fetched(played):
+    """Two launches are under way until the last has begun, on two streams, and end in their order."""
+    problem = problem_of(width=16, samples=5, steps=8)
+    driver, _ = played(problem, points_of(300), processors=2)
+    first, second = (stream for _, stream in driver.log[:2])
+    log = [f"{what} {'ab'[stream == second]}" for what, stream in driver.log]
+    assert first != second
+    assert log[:4] == ["launch a", "launch b", "end a", "launch a"]
+    assert log[4:] == ["end b", "launch b", "end a", "launch a", "end b", "end a"]
+
+
+def test_a_full_gpu_is_out_of_memory_and_gives_all_back(played):
+    """Wherever it happens, in words that a worker understands."""
+    problem = problem_of(width=16, samples=5, steps=8)
+    for allocations in range(17):
+        with pytest.raises(RuntimeError, match="OUT OF MEMORY") as raised:
+            played(problem, points_of(100), allocations=allocations)
+        assert worker.code_of(raised.value) == worker.MEMORY
 
 
 # Its machine code
