@@ -26,6 +26,9 @@ BLUE, ORANGE, GREY = "#3b82c4", "#d97706", "#8c8c8c"
 HEIGHT = 300
 SIDES = (116, 164, 212), (236, 178, 132)
 EDGE, MISSING = (20, 20, 20), (128, 128, 128)
+STEPS = alt.X("step:Q", title="step", axis=alt.Axis(labelSeparation=10))
+CLOSE = alt.Scale(type="log", nice=False, padding=6)
+"""Logarithms that do not reach out to whole decades: most losses stay within one."""
 
 
 def loss_chart(frame: pd.DataFrame, by: str) -> alt.Chart:
@@ -35,8 +38,8 @@ def loss_chart(frame: pd.DataFrame, by: str) -> alt.Chart:
         alt.Chart(frame, height=HEIGHT)
         .mark_line(clip=True)
         .encode(
-            x=alt.X("step:Q", title="step"),
-            y=alt.Y(f"{by}:Q", title=title, scale=alt.Scale(type="log")),
+            x=STEPS,
+            y=alt.Y(f"{by}:Q", title=title, scale=CLOSE),
             color=alt.Color("run:N", sort=None),
             tooltip=["run", "step", "loss", "ratio"],
         )
@@ -52,8 +55,8 @@ def neighbours_chart(frame: pd.DataFrame) -> alt.Chart:
         alt.Chart(frame, height=260)
         .mark_line(clip=True)
         .encode(
-            x=alt.X("step:Q", title="step"),
-            y=alt.Y("loss:Q", title="loss", scale=alt.Scale(type="log")),
+            x=STEPS,
+            y=alt.Y("loss:Q", title="loss", scale=CLOSE),
             color=alt.Color("outcome:N", scale=hues),
             detail="run:N",
             size=alt.condition("datum.run == 'here'", alt.value(3), alt.value(1)),
@@ -68,7 +71,7 @@ def rate_chart(frame: pd.DataFrame) -> alt.Chart:
         alt.Chart(frame, height=140)
         .mark_line()
         .encode(
-            x=alt.X("step:Q", title="step"),
+            x=STEPS,
             y=alt.Y("rate:Q", title="learning rate"),
             color=alt.Color("group:N", sort=None),
             strokeDash=alt.StrokeDash("group:N", sort=None),
@@ -160,7 +163,7 @@ def profile_chart(
         base.mark_line(color=BLUE, strokeWidth=1.5).encode(y=y),
         base.mark_point(color=BLUE, filled=True, size=40, opacity=1).encode(y=y),
     ]
-    return alt.layer(*layers, height=HEIGHT)
+    return alt.LayerChart(layer=layers, height=HEIGHT)
 
 
 def flips_chart(
@@ -221,7 +224,7 @@ def flips_chart(
             layers.append(
                 points.mark_point(color=BLUE, filled=filled, shape=shape, opacity=1).encode(y=y)
             )
-    return alt.layer(*layers, height=HEIGHT)
+    return alt.LayerChart(layer=layers, height=HEIGHT)
 
 
 def pairs_chart(found: PairsDimension, unit: str, truth: float | None = None) -> alt.LayerChart:
@@ -257,7 +260,8 @@ def margin_chart(grid: Grid, margin: SafetyMargin, labels: tuple[str, str]) -> a
             alt.Tooltip("risk:Q", title="chance of failing", format=".2%"),
         ],
     )
-    return alt.layer(base.mark_point(color=BLUE, filled=True, size=25, opacity=1), height=HEIGHT)
+    points = base.mark_point(color=BLUE, filled=True, size=25, opacity=1)
+    return alt.LayerChart(layer=[points], height=HEIGHT)
 
 
 def _rows(profile: Profile, what: str, at: int) -> pd.DataFrame:

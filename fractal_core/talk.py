@@ -103,7 +103,7 @@ def found(root: Path) -> dict[str, str]:
         if find_steps(path)
     }
     if _has_base():
-        dated["the base model of `fractal base`"] = (base.folder().stat().st_mtime, "builtin")
+        dated["the small base model"] = (base.folder().stat().st_mtime, "builtin")
     return {label: dated[label][1] for label in sorted(dated, key=lambda one: -dated[one][0])}
 
 

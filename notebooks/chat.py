@@ -21,6 +21,7 @@ def title():
     mo.md("""
     # What does the model say?
     Any checkpoint answers here, alone or beside another: what it was trained from, for example.
+    A base model only goes on writing; one that was fine-tuned on conversations answers.
     Type **/** for questions of a data set; each is asked with its document, shown below. What was
     said lives in this tab only: a reload, or another choice of model, begins anew.
     """)
@@ -67,7 +68,7 @@ def base_model(control, get_made):
                 )
             ),
             mo.callout(f"The last try ended so: {_errand.tail(1)}", kind="warn") if _failed else "",
-            mo.hstack([make, tick or ""], justify="start"),
+            mo.hstack([make, tick] if making else [make], justify="start"),
         ]
     ) if making or not checkpoints else None
     return checkpoints, make, making, tick

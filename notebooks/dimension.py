@@ -103,9 +103,8 @@ def choosing_a_run():
     control = explore.may_control(mo.app_meta().mode)
     _names = explore.maps(ROOT)
     _asked = query.get("run") or (_names[0] if _names else None)
-    run = mo.ui.dropdown(
-        _names, value=_asked if _asked in _names else None, label="run", searchable=True
-    )
+    _now = _asked if _asked in _names else None
+    run = mo.ui.dropdown(_names, value=_now, label="run", searchable=True, full_width=True)
     which = mo.ui.radio(list(SIDES), value="trainable", label="**boundary of what is**")
     jitter = mo.ui.number(0.1, 1000, value=10, step=0.1, label="jitter, %")
     tick = mo.ui.refresh(options=["1s", "5s"], default_interval="1s")

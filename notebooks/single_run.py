@@ -73,9 +73,8 @@ def refused(get_trouble):
 @app.cell(hide_code=True)
 def side(run):
     _names = singles.names(ROOT)
-    opened = mo.ui.dropdown(
-        _names, value=run.name if run and run.name in _names else None, label="run", searchable=True
-    )
+    _now = run.name if run and run.name in _names else None
+    opened = mo.ui.dropdown(_names, value=_now, label="run", searchable=True, full_width=True)
     fresh = mo.ui.run_button(label="choose another point", disabled=run is None)
     over = mo.ui.radio(["loss", "ratio"], value="loss", label="**compare by**")
     mo.sidebar([mo.md("### Single run"), opened, fresh, over], width="15rem")

@@ -69,7 +69,7 @@ def refused(get_trouble):
 def side(get_address):
     _maps = explore.maps(ROOT)
     _now = get_address() if get_address() in _maps else None
-    opened = mo.ui.dropdown(_maps, value=_now, label="run", searchable=True)
+    opened = mo.ui.dropdown(_maps, value=_now, label="run", searchable=True, full_width=True)
     fresh = mo.ui.run_button(label="plan a new sweep", disabled=not get_address())
     quantity = mo.ui.radio(list(figures.QUANTITIES), value="measure", label="**colour**")
     palette = mo.ui.radio(["split", "paper"], value="split", label="**palette**")

@@ -87,6 +87,21 @@ def crew_of(
     return lambda store: LocalCrew(store.path, places)
 
 
+class Telling:
+    """Says how far something is: at once, every few seconds, and at its end."""
+
+    def __init__(self, before: str = "", counted: str = "runs"):
+        self.before, self.counted, self.spoken = before, counted, 0.0
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        """See `survey.Tell`."""
+        now = time.monotonic()
+        if now - self.spoken > 5 or done == total:
+            self.spoken = now
+            line = f"{self.before}{name} {done}/{total} {self.counted}"
+            print(line, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def _bar(store: Store) -> Iterator[Callable[[int], None]]:
     """What shows how many more runs are done."""
