@@ -63,7 +63,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     plots          4   charts of dimensions
     errands        4   long commands in the background of a folder
     worker         4   one process per slot, which trains units and commits them
-    forms          5   input fields and curves of notebooks
+    forms          5   what pages are built of: fields, tables, charts, answers to clicks
     agenda         5   what is done next, and what follows from a failure
     stages         5   the stages of nanochat: begun, watched, read
     talk           5   which language models there are, and what they answer

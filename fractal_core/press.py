@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from fractal_core import adaptive, experiments, explore, figures, plate, proof, recipe
 from fractal_core.errors import Refused, require_known
 from fractal_core.findings import measured
-from fractal_core.pairing import SIDES, Which
+from fractal_core.outcome import SIDES, Which
 from fractal_core.panels import panels_figure
 from fractal_core.roughness import Roughness, pitch_of
 from fractal_core.sheet import INCH
@@ -246,7 +246,7 @@ def runs_in(root: Path) -> dict[str, Path]:
     found = {name: root / name for name in explore.runs(root)}
     for path in sorted(root.glob("*/*/sweep.json")):
         found[str(path.parent.relative_to(root))] = path.parent
-    return {name: path for name, path in found.items() if explore.is_map(path)}
+    return {name: path for name, path in found.items() if explore.points(path) > 1}
 
 
 def stores_of(known: Mapping[str, Path], names: Sequence[str]) -> list[Store]:

@@ -7,7 +7,7 @@ import platformdirs
 
 
 def storage() -> Path:
-    """The folder of fetched data and models, tokens and base models; made when first written to.
+    """The folder of data, models, tokens, base models and kernels; made when first written to.
 
     FRACTAL_STORAGE, or else `fractal-llm` in the user's folder for caches. Nothing in it is
     anyone's work: all of it can be fetched or computed again.

@@ -55,7 +55,7 @@ def base_model(control, get_made):
     make = mo.ui.run_button(
         label="make the base model",
         disabled=making or not control,
-        tooltip="" if control else "open with --allow-control to start anything",
+        tooltip="" if control else explore.CLOSED,
     )
     _failed = _errand is not None and _errand.state == "failed" and not checkpoints
     mo.vstack(
@@ -67,7 +67,7 @@ def base_model(control, get_made):
                 )
             ),
             mo.callout(f"The last try ended so: {_errand.tail(1)}", kind="warn") if _failed else "",
-            mo.hstack([make, tick or ""], justify="start"),
+            mo.hstack([make, tick] if making else [make], justify="start"),
         ]
     ) if making or not checkpoints else None
     return checkpoints, make, making, tick

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from fractal_core import (
     adaptive,
@@ -21,16 +20,15 @@ from fractal_core import (
     recipe,
 )
 from fractal_core.boundary import SafetyMargin
-from fractal_core.commands.work import Json, Telling, crew_of
+from fractal_core.commands import Json, Run
+from fractal_core.commands.work import Telling, crew_of
 from fractal_core.dimension import Dimension, dimension_in_time
 from fractal_core.errors import Refused, require_known
 from fractal_core.findings import companions, in_words
-from fractal_core.pairing import SIDES, Which
+from fractal_core.outcome import SIDES, Which
 from fractal_core.pairs import PairsDimension
 from fractal_core.roughness import Roughness, pitch_of
 from fractal_core.store import Store
-
-Run = tyro.conf.Positional[Path]
 
 
 def dim(
@@ -198,7 +196,7 @@ def _print(store: Store, found: Roughness, which: Which, jitter: float) -> None:
     print(f"verdict        {found.verdict}")
     for sentence in found.verdict.evidence:
         print(f"               - {sentence}")
-    for name, text in companions(store, found, jitter):
+    for name, text in companions(store, found, which, jitter):
         print(f"{name:<15}{text}")
     profile = box.profile
     if len(profile.eps):

@@ -7,13 +7,13 @@ from typing import Literal
 import tyro
 
 from fractal_core import experiments, figures, films, press, published, records
+from fractal_core.commands import Run
 from fractal_core.commands.work import Telling, crew_of
 from fractal_core.errors import Refused
 from fractal_core.files import Files
 from fractal_core.film import PER_FACTOR, RATE, SIZE
 from fractal_core.store import Store, exported
 
-Run = tyro.conf.Positional[Path]
 Palette = Literal["split", "paper"]
 Quantity = Literal["measure", "outcome", "final_loss", "steps"]
 

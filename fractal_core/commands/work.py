@@ -8,23 +8,21 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
 from tqdm import tqdm
 
 from fractal_core import control, duty, engine, experiments, machine, tracking
+from fractal_core.commands import Json, Run
 from fractal_core.commands.track import await_mirror, begin_mirror
 from fractal_core.duty import Busy, Share
 from fractal_core.engine import Crew, Stop
 from fractal_core.errors import Refused
 from fractal_core.local import LocalCrew
+from fractal_core.outlook import duration, pace
 from fractal_core.store import Store
 from fractal_core.worker import TEMPORARY
 
-Run = tyro.conf.Positional[Path]
-Json = Annotated[bool, tyro.conf.arg(name="json")]
 Engine = Literal["local", "ray"]
 
 FAILED, INTERRUPTED = 1, 130
@@ -240,8 +238,8 @@ def status(run: Run, /, *, as_json: Json = False) -> None:
     )
     if state.points_per_second is not None:
         wait = state.seconds_remaining
-        rest = "" if wait is None else f", about {_span(wait)} to go"
-        print(f"  {rate(state.points_per_second)}{rest}")
+        rest = "" if wait is None else f", about {duration(wait)} to go"
+        print(f"  {pace(state.points_per_second)}{rest}")
     for slot in state.slots:
         doing = f"unit {slot['unit']}" if slot["unit"] else "waits"
         used = f", GPU {slot['gpu_percent']:.0f} %" if "gpu_percent" in slot else ""
@@ -249,14 +247,6 @@ def status(run: Run, /, *, as_json: Json = False) -> None:
         print(f"  slot {slot['index']} on {slot['device']}: {whose}{doing}{used}")
     for cause, count in state.causes.items():
         print(f"  {count} failed: {cause}")
-
-
-def _span(seconds: float) -> str:
-    """A length of time, as one would say it."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def stop(run: Run, /) -> None:
@@ -287,10 +277,3 @@ def verify(run: Run, /, *, as_json: Json = False) -> None:
     print(f"{run}: {units} units intact, {len(moved)} moved to quarantine")
     if moved:
         print(f"next: fractal run {run}")
-
-
-def rate(points_per_second: float) -> str:
-    """How fast runs are, or how long one takes where that says more."""
-    if 0 < points_per_second < 1:
-        return f"{1 / points_per_second:.3g} s per point"
-    return f"{points_per_second:,.0f} points/s"
