@@ -517,6 +517,18 @@ def test_training_evaluates_where_there_is_a_bundle(base, capsys):
     )
 
 
+def test_training_goes_on_where_the_bundle_is_damaged(base):
+    """A bad row is found only when it is asked for, hours after the start."""
+    write(base / "eval_bundle", {"eval_data/pairs.jsonl": "[1]"})
+    figures = base_train.main(TRAIN)
+    assert figures["step"] == 3
+    assert "CORE" not in figures
+    assert (base / "base_checkpoints" / "small" / "model_000003.pt").exists()
+    section = (base / "report" / "base-model-training.md").read_text()
+    for step in (2, 3):
+        assert f"Not measured: CORE at step {step} (line 1 of " in section
+
+
 def test_the_defaults_are_the_references():
     """Names and values of the flags, but for the device and the data."""
     assert vars(base_eval.Config()) == {
