@@ -16,3 +16,8 @@ def storage() -> Path:
     if named:
         return Path(named).expanduser().absolute()
     return Path(platformdirs.user_cache_path("fractal-llm"))
+
+
+def nanochat_folder() -> Path:
+    """The base folder of nanochat: NANOCHAT_BASE_DIR, or the one that it makes; not made here."""
+    return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat")

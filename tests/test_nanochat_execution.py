@@ -46,6 +46,8 @@ def outcomes(*acts: str, timeout: float = 10.0) -> list[str]:
     """What came of each expression, inside."""
     lines = "\n".join(f"print(outcome(lambda: {act}))" for act in acts)
     imports = "import ctypes, os, signal, socket, sys\nlibc = ctypes.CDLL(None)\n"
+    imports += "clone = {'x86_64': 56, 'aarch64': 220}[os.uname().machine]\n"
+    imports += "CLONE = lambda flags: libc.syscall(clone, flags, 0, 0, 0, 0)\n"
     result = execute_code(imports + OUTCOME + lines, timeout=timeout)
     assert result.success, result
     return result.stdout.splitlines()
@@ -76,8 +78,10 @@ def assert_none_left(name: str) -> None:
 
 @contained
 def test_a_program_runs_and_its_output_is_kept():
-    """Both outputs, and the modules that problems use."""
-    program = "import collections, hashlib, math, re, sys, typing\nprint(math.gcd(12, 18))\n"
+    """Both outputs, the modules that problems use, and threads."""
+    program = "import collections, hashlib, math, re, sys, threading, typing\n"
+    program += "said = threading.Thread(target=print, args=(math.gcd(12, 18),))\n"
+    program += "said.start()\nsaid.join()\n"
     result = execute_code(program + "print('hm', file=sys.stderr)")
     assert (result.success, result.stdout, result.stderr) == (True, "6\n", "hm\n")
     assert (result.error, result.timeout, result.memory_exceeded) == (None, False, False)
@@ -117,12 +121,48 @@ def test_time_is_limited():
 
 
 @contained
+def test_the_start_of_the_sandbox_is_not_the_program_s_time(monkeypatch):
+    """A machine that is busy fails no program; a sandbox that never starts is no failure either."""
+    start = subprocess.Popen
+
+    def late(words, **options):
+        return start(["sh", "-c", 'sleep 1.5; exec "$@"', "sh", *words], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", late)
+    assert execute_code("print(1)", timeout=1.0).success
+    monkeypatch.setattr(execution, "START", 0.5)
+    with pytest.raises(Refused, match=r"did not start in 0\.5 seconds"):
+        execute_code("print(1)")
+
+
+@contained
 def test_memory_is_limited():
     """A program that asks for more is told so."""
     result = execute_code("x = bytearray(10**9)")
     assert result.memory_exceeded
     assert not result.success
     assert execute_code("x = bytearray(10**8)").success
+
+
+@contained
+def test_there_is_no_memory_beside_it():
+    """None of the kinds that belong to no process, which no limit of a process counts."""
+    said = outcomes(
+        "os.memfd_create('more')",
+        "libc.shmget(0, 1 << 20, 0o1600)",
+        "libc.semget(0, 30000, 0o1600)",
+        "libc.msgget(0, 0o1600)",
+    )
+    assert said == ["PermissionError", *["did it: -1"] * 3]
+
+
+def test_a_machine_whose_calls_are_not_known_is_refused(each_sandbox, tmp_path, monkeypatch):
+    """Rather than that its programs have more memory than they may."""
+    jail = Path(execution.__file__).with_name("jail.py").read_text()
+    (tmp_path / "jail.py").write_text(jail.replace("os.uname().machine", "'abacus'"))
+    monkeypatch.setattr(execution, "__file__", str(tmp_path / "execution.py"))
+    with pytest.raises(Refused, match="the system calls of abacus are not known"):
+        _run("print(1)", Limits(), each_sandbox)
 
 
 @contained
@@ -294,6 +334,9 @@ def test_rights_cannot_be_gained():
         "os.setgroups([0])",
         "libc.unshare(0x10000000)",
         "libc.unshare(0x20000)",
+        "libc.setns(0, 0)",
+        "CLONE(0x10000000 | signal.SIGCHLD)",
+        "CLONE(0x20000 | signal.SIGCHLD)",
         "libc.mount(b'none', b'/work', b'tmpfs', 0, None)",
         "libc.umount2(b'/work', 2)",
         "os.sethostname('x') if hasattr(os, 'sethostname') else libc.sethostname(b'x', 1)",
@@ -348,6 +391,23 @@ def test_without_namespaces_nothing_runs(tmp_path):
     assert done.stdout.startswith("refused: programs that a model wrote run only in a sandbox")
     assert "user.max_user_namespaces" in done.stdout
     assert not marker.exists()
+
+
+def test_a_container_has_a_sandbox(each_sandbox):
+    """Its settings of the kernel are read-only."""
+    ask = (
+        "import os\nfrom nanochat import execution\n"
+        "assert not os.access('/proc/sys/user/max_user_namespaces', os.W_OK)\n"
+        f"execution.require_sandbox = lambda: {each_sandbox!r}\n"
+        "print(execution.execute_code('print(1)').success)"
+    )
+    contain = (
+        "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && "
+        'exec unshare -U --map-user=77 --map-group=77 "$0" -c "$1"'
+    )
+    words = ["unshare", "-Urm", "sh", "-c", contain, sys.executable, ask]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done
 
 
 def test_another_system_is_refused(monkeypatch):

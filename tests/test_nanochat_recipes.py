@@ -20,6 +20,10 @@ COMMAND = "python -m scripts.speedrun --size=d20"
 FAKE = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$NOTES"
 """
+SLOW = f"""#!/bin/sh
+trap 'sleep 0.3; echo saved >> "$NOTES"; exit 130' TERM
+{FAKE}while :; do sleep 0.05; done
+"""
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|[KMGT]i?)?")
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
@@ -47,6 +51,15 @@ def fake(path: Path, program: str) -> None:
 def notes(place: Path) -> list[str]:
     path = place / "notes"
     return path.read_text().splitlines() if path.exists() else []
+
+
+def warn(process: subprocess.Popen, place: Path, word: signal.Signals) -> None:
+    """Send a signal when the command has begun."""
+    deadline = time.monotonic() + 30
+    while COMMAND not in notes(place) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)  # until whoever started it waits
+    process.send_signal(word)
 
 
 def shell(script: str, place: Path) -> None:
@@ -91,14 +104,9 @@ def test_a_slurm_job_ends_as_its_command_does(place, code):
 
 def test_a_slurm_job_that_is_warned_saves_and_goes_back_into_the_queue(place):
     """In this order; the command hears it once."""
-    slow = "trap 'sleep 0.3; echo saved >> $NOTES; exit 130' TERM\nwhile :; do sleep 0.05; done\n"
-    fake(place / ".venv" / "bin" / "python", FAKE + slow)
+    fake(place / ".venv" / "bin" / "python", SLOW)
     job = subprocess.Popen(["bash", str(FOLDER / "slurm.sh")])
-    deadline = time.monotonic() + 30
-    while COMMAND not in notes(place) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.2)  # until the command listens
-    job.send_signal(signal.SIGTERM)
+    warn(job, place, signal.SIGTERM)
     assert job.wait(timeout=30) == 0
     assert notes(place) == ["activate", COMMAND, "saved", "scontrol requeue 77"]
 
@@ -201,21 +209,52 @@ def test_modal_knows_two_machines(modal_app):
     assert modal_app.command(False, "python") == COMMAND.split()
 
 
-def test_what_modal_runs_is_run_here(modal_app, tmp_path, monkeypatch, capfd):
-    """The machine's function with its folders, and the file by itself."""
-    speaking(tmp_path)
-    programs = tmp_path / ".venv" / "bin"
-    programs.mkdir(parents=True)
-    (programs / "python").symlink_to(sys.executable)
-    monkeypatch.setattr(modal_app, "INSIDE", str(tmp_path))
-    modal_app.train(smoke=True)
-    assert capfd.readouterr().out == f"--size=smoke {modal_app.RESULTS}\n"
+def test_the_modal_file_runs_the_command_here(place):
+    """By itself, with the folders of this machine."""
+    speaking(place)
     done = subprocess.run(
         [sys.executable, str(FOLDER / "modal_app.py"), "--smoke"],
-        cwd=tmp_path,
+        cwd=place,
         env=os.environ | {"NANOCHAT_BASE_DIR": "mine"},
         stdout=subprocess.PIPE,
         text=True,
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (0, "--size=smoke mine\n")
+
+
+TRAIN = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("modal_app", sys.argv[1])
+app = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(app)
+app.INSIDE = "."
+app.train()
+"""
+
+
+def train(place: Path, program: str) -> subprocess.Popen:
+    """The function of a machine of Modal, whose command is this program."""
+    fake(place / ".venv" / "bin" / "python", program)
+    words = [sys.executable, "-c", TRAIN, str(FOLDER / "modal_app.py")]
+    return subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_machine_of_modal_ends_as_its_command_does(place, code):
+    """What is made goes into the volume."""
+    process = train(place, FAKE + f'echo "$NANOCHAT_BASE_DIR" >> "$NOTES"\nexit {code}\n')
+    _, said = process.communicate(timeout=60)
+    assert notes(place) == [COMMAND, "/results"]
+    assert (process.returncode == 0) == (code == 0)
+    assert (f"exit status {code}" in said.decode()) == (code != 0)
+
+
+@pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM])
+def test_a_machine_of_modal_that_is_taken_away_saves(place, word):
+    """The command hears it once, and is waited for; Modal sees that it is not done."""
+    process = train(place, SLOW)
+    warn(process, place, word)
+    _, said = process.communicate(timeout=60)
+    assert notes(place) == [COMMAND, "saved"]
+    assert "KeyboardInterrupt" in said.decode()

@@ -59,6 +59,10 @@ def saved(base: Path, stage: str, step: int, meta: dict) -> None:
     (folder / f"meta_{step:06d}.json").write_text(json.dumps(meta))
 
 
+def no_sandbox() -> None:
+    raise Refused("there is no sandbox here")
+
+
 @pytest.mark.parametrize("size", ["tiny", "smoke", "d20"])
 def test_the_flags_of_every_stage_are_known(size):
     """To the script that they are for; the stages are in order."""
@@ -93,16 +97,27 @@ def test_the_flags_of_every_stage_are_known(size):
 @pytest.mark.parametrize("size", ["smoke", "d20"])
 def test_without_a_sandbox_everything_else_is_asked(size, monkeypatch, capsys):
     """It is said at the start, and the run does not end at its first evaluation."""
-
-    def none() -> None:
-        raise Refused("there is no sandbox here")
-
-    monkeypatch.setattr(speedrun, "require_sandbox", none)
-    found = {stage.name: stage.flags for stage in stages_of(size)}
+    monkeypatch.setattr(speedrun, "require_sandbox", no_sandbox)
+    found = {stage.name: stage.command(1) for stage in stages_of(size)}
     asked = "--task_name=ARC-Easy|ARC-Challenge|MMLU|GSM8K|SpellingBee"
     assert asked in found["evaluation-mid"]
     assert asked in found["evaluation-sft"]
     assert capsys.readouterr().out == "HumanEval is left out: there is no sandbox here\n"
+
+
+@pytest.mark.parametrize("size", ["smoke", "d20"])
+def test_a_run_goes_on_at_a_machine_with_another_sandbox(size, base, monkeypatch):
+    """What was asked where there was none, or one, need not be asked again."""
+    found = []
+    for way in (no_sandbox, lambda: ""):
+        monkeypatch.setattr(speedrun, "require_sandbox", way)
+        found.append(stages_of(size))
+    assert [s.command(1) for s in found[0]] != [s.command(1) for s in found[1]]
+    for before, after in (found, found[::-1]):
+        record = Record(base)
+        for stage in before:
+            record.add(stage, 1.0)
+        assert all(Record(base).has(stage) for stage in after)
 
 
 def test_several_gpus_are_used_by_torchrun():

@@ -13,7 +13,7 @@ import tyro
 from fractal_core import machine
 from fractal_core.bench import cuda as bench_cuda
 from fractal_core.bench import dim, engine, finetune, machinecode, tiny, zoom
-from fractal_core.commands.work import Json
+from fractal_core.commands import Json
 from fractal_core.errors import require_known
 from fractal_core.kernels import cuda
 

@@ -34,11 +34,19 @@ MAX_PROGRAM = 60_000
 MAX_OUTPUT = 64 * 1024
 """Bytes of each of a program's outputs; with more it is killed."""
 
+START = 60.0
+"""Seconds that a sandbox may take to start, which are none of the program's."""
+
+READY = b"ready"
+
 _RUNNER = r"""
 import json, os, sys
 source = sys.stdin.buffer.read()
-out = int(sys.argv.pop())
+setup, out = map(int, sys.argv[1:])
+del sys.argv[1:]
 os.set_inheritable(out, False)
+os.write(setup, b"ready")
+os.close(setup)
 report = {"error": None}
 try:
     exec(compile(source, "program.py", "exec"), {"__name__": "__main__"})
@@ -69,7 +77,10 @@ class ExecutionResult:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use. Memory is that of one process, so in all it is four times that."""
+    """What a program may use. Memory is that of one process, so in all it is four times that.
+
+    What the kernel keeps for open pipes and sockets comes on top; it is bounded by their number.
+    """
 
     seconds: float = 5.0
     memory: int = 256 * 1024 * 1024
@@ -84,7 +95,7 @@ def execute_code(
 
     Args:
         code: Python.
-        timeout: Seconds by the clock.
+        timeout: Seconds by the clock, from when the program starts.
         maximum_memory_bytes: Address space of one process; None is the default, not boundless.
 
     Raises:
@@ -112,7 +123,7 @@ def require_sandbox() -> str:
 
 
 def _try(bwrap: str) -> None:
-    result = _run("import math\nprint(math.pi)", Limits(seconds=20.0), bwrap)
+    result = _run("import math\nprint(math.pi)", Limits(), bwrap)
     if result.stdout != "3.141592653589793\n":
         raise _refusal(result.error or "the interpreter does not start in it")
 
@@ -120,9 +131,10 @@ def _try(bwrap: str) -> None:
 def _refusal(why: str) -> Refused:
     return Refused(
         "programs that a model wrote run only in a sandbox, which this machine does not allow "
-        f"({why}); use Linux 5.14 or later with user namespaces allowed "
-        "(sysctl user.max_user_namespaces; in a container also --security-opt seccomp=unconfined), "
-        "or where only some programs are, install bubblewrap 0.8 or later"
+        f"({why}); use Linux 5.14 or later, of x86_64 or aarch64, with user namespaces allowed "
+        "(sysctl user.max_user_namespaces; in a container also --security-opt seccomp=unconfined "
+        "and, where there is AppArmor, --security-opt apparmor=unconfined), "
+        "or where only some programs are, install bubblewrap 0.5 or later"
     )
 
 
@@ -166,7 +178,12 @@ def _run(code: str, limits: Limits, bwrap: str = "") -> ExecutionResult:
                 os.close(fd)
             process.stdout.close()
             process.stderr.close()
-    if read["setup"] != b"ready" and stopped != "timeout":
+    if stopped == "start":
+        raise Refused(
+            f"the sandbox of a program did not start in {START:g} seconds; let this machine do "
+            "less at a time"
+        )
+    if read["setup"] != READY:
         raise _refusal(read["setup"].decode(errors="replace") or _last_line(read["stderr"]))
     return _result(read, stopped, process.returncode)
 
@@ -179,7 +196,7 @@ def _settings(folder: str, setup: int, report: int, limits: Limits) -> dict:
         "report": report,
         "visible": _visible(python),
         "disk": limits.disk,
-        "argv": [python, "-I", "-S", "-B", "-c", _RUNNER, str(report)],
+        "argv": [python, "-I", "-S", "-B", "-c", _RUNNER, str(setup), str(report)],
         "environment": {"HOME": "/work", "TMPDIR": "/work", "LANG": "C.UTF-8"},
         "limits": {
             "RLIMIT_CPU": int(limits.seconds) + 1,
@@ -209,14 +226,14 @@ def _visible(python: str) -> list[str]:
 def _read(fds: dict[str, int], seconds: float) -> tuple[dict[str, bytes], str | None]:
     """Everything that comes until all ends are closed or a limit is passed, and which limit."""
     read = {name: b"" for name in fds}
-    deadline = time.monotonic() + seconds
+    running, deadline = False, time.monotonic() + START
     with selectors.DefaultSelector() as selector:
         for name, fd in fds.items():
             selector.register(fd, selectors.EVENT_READ, name)
         while selector.get_map():
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if time.monotonic() >= deadline:
-                return read, "timeout"
+                return read, "timeout" if running else "start"
             for key, _ in ready:
                 piece = os.read(key.fd, 1 << 16)
                 if not piece:
@@ -224,6 +241,8 @@ def _read(fds: dict[str, int], seconds: float) -> tuple[dict[str, bytes], str | 
                 read[key.data] = (read[key.data] + piece)[: MAX_OUTPUT + 1]
                 if len(read[key.data]) > MAX_OUTPUT:
                     return read, "output"
+            if not running and read["setup"] == READY:
+                running, deadline = True, time.monotonic() + seconds
     return read, None
 
 

@@ -8,6 +8,10 @@ host name, control groups and processes. The third is number 1 among those proce
 the kernel kills all the others. It makes a file system of the interpreter, read-only, and an empty
 folder in memory, and starts the program as an unprivileged user.
 
+A filter denies the program system calls: those that take memory which counts neither as a process's
+nor as its folder's, and those that make namespaces, within which it would have every right. (To
+set their greatest number to 0 takes a /proc/sys that can be written, which containers lack.)
+
 A caller who is root maps the program to a user that is not, since the kernel limits how many
 processes a user has for all but root.
 
@@ -23,6 +27,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import sys
 from pathlib import Path
 
@@ -39,8 +44,31 @@ MNT_DETACH = 2
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
-USER_NAMESPACES = "/proc/sys/user/max_user_namespaces"
-"""How many there may be within: none, since whoever makes one has every right in it."""
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+LOAD, EQUAL, AT_LEAST, ANY_OF, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+"""Instructions of a filter: of 16 bits, two jumps of 8 bits, where true and where not, and a value."""
+
+ALLOW, DENY, UNKNOWN = 0x7FFF0000, 0x00050001, 0x00050026
+NUMBER, MACHINE, FIRST = 0, 4, 16
+"""Where a filter finds which call it is, in whose numbers, and its first argument."""
+
+FOREIGN = 0x40000000
+"""From here on the calls of x86_64 have a second number each, for pointers of 32 bits."""
+
+MARKS = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+CLONE = {"x86_64": 56, "aarch64": 220}
+CLONE3 = 435
+"""Whose flags are out of a filter's sight; where it is unknown, clone is called instead."""
+
+DENIED = {
+    "shmget": {"x86_64": 29, "aarch64": 194},
+    "semget": {"x86_64": 64, "aarch64": 190},
+    "msgget": {"x86_64": 68, "aarch64": 186},
+    "memfd_create": {"x86_64": 319, "aarch64": 279},
+    "memfd_secret": {"x86_64": 447, "aarch64": 447},
+    "unshare": {"x86_64": 272, "aarch64": 97},
+    "setns": {"x86_64": 308, "aarch64": 268},
+}
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -111,17 +139,15 @@ def _unshare(namespaces: int, entered: int, mapped: int) -> bool:
 def _wrap(settings, entered: int, mapped: int) -> int:
     """Turn into Bubblewrap, which runs this file again."""
     root = os.geteuid() == 0
-    if root:
-        if not _unshare(NEW_USERS, entered, mapped):
-            return 1
-        _write(USER_NAMESPACES, "0")
+    if root and not _unshare(NEW_USERS, entered, mapped):
+        return 1
     words = [settings["bwrap"], "--die-with-parent", "--as-pid-1", "--new-session"]
     words += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
     words += ["--unshare-cgroup-try", "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
     if root:
         words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
-        words += ["--unshare-user", "--disable-userns", "--uid", str(INSIDE), "--gid", str(INSIDE)]
+        words += ["--unshare-user", "--uid", str(INSIDE), "--gid", str(INSIDE)]
     for path in settings["visible"]:
         for outer in reversed(Path(path).parents):
             words += ["--perms", "0755", "--dir", str(outer)]  # else it is its owner's alone
@@ -172,7 +198,6 @@ def _first(settings, root: bool) -> int:
     """What process number 1 does."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    _write(USER_NAMESPACES, "0")
     _make_root(settings)
     return _start(settings, root)
 
@@ -234,11 +259,29 @@ def _become(settings, root: bool) -> int:
     for name, value in settings["limits"].items():
         resource.setrlimit(getattr(resource, name), (value, value))
     _call("prctl", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _forbid()
     os.chdir("/work")
     os.umask(0o077)
-    os.set_inheritable(settings["setup"], False)
-    os.write(settings["setup"], b"ready")
     os.execve(settings["argv"][0], settings["argv"], settings["environment"])
+
+
+def _forbid() -> None:
+    """Deny this process and all that come of it the system calls that are not for them."""
+    machine = os.uname().machine
+    if machine not in MARKS:
+        raise OSError(f"the system calls of {machine} are not known")
+    denied = (RETURN, 0, 0, DENY)
+    rules = [(LOAD, 0, 0, MACHINE), (EQUAL, 1, 0, MARKS[machine]), denied]
+    rules += [(LOAD, 0, 0, NUMBER), (AT_LEAST, 0, 1, FOREIGN), denied]
+    for numbers in DENIED.values():
+        rules += [(EQUAL, 0, 1, numbers[machine]), denied]
+    rules += [(EQUAL, 0, 1, CLONE3), (RETURN, 0, 0, UNKNOWN)]
+    rules += [(EQUAL, 0, 3, CLONE[machine]), (LOAD, 0, 0, FIRST)]
+    rules += [(ANY_OF, 0, 1, NEW_NAMESPACES | NEW_NETWORK), denied]
+    rules += [(RETURN, 0, 0, ALLOW)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+    program = struct.pack("HP", len(rules), ctypes.addressof(code))
+    _call("seccomp", libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0))
 
 
 def _mount(source: str, target: str, kind: bytes | None, flags: int, options: str = "") -> None:

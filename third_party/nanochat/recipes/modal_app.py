@@ -4,12 +4,13 @@
     modal run third_party/nanochat/recipes/modal_app.py --smoke          ten steps of each stage
     python third_party/nanochat/recipes/modal_app.py --smoke             the same command here
 
-What is made goes into the volume `nanochat`. A machine that is taken away is replaced, and the next
-one goes on from there.
+What is made goes into the volume `nanochat`. A machine that is to be taken away is told so half a
+minute before, and saves; the next one goes on from there.
 """
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,20 @@ def command(smoke: bool, python: str = sys.executable) -> list[str]:
 
 
 def train(smoke: bool = False) -> None:
-    """What a machine of Modal does."""
+    """What a machine of Modal does; when it is interrupted, the command saves first."""
     environment = os.environ | {"NANOCHAT_BASE_DIR": RESULTS}
     words = command(smoke, f"{INSIDE}/.venv/bin/python")
-    subprocess.run(words, cwd=INSIDE, env=environment, check=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Modal's own SIGINT
+    # In a session of its own, so that it hears of it once: a second word to stop saves nothing.
+    process = subprocess.Popen(words, cwd=INSIDE, env=environment, start_new_session=True)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    if code:
+        raise subprocess.CalledProcessError(code, words)
 
 
 def launch(smoke: bool = False) -> None:
@@ -57,4 +68,4 @@ if importlib.util.find_spec("modal"):  # an extra: the command is run here witho
 
 
 if __name__ == "__main__":
-    sys.exit(subprocess.run(command("--smoke" in sys.argv)).returncode)
+    os.execv(sys.executable, command("--smoke" in sys.argv))

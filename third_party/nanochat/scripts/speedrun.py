@@ -58,6 +58,7 @@ class Stage:
         source: The checkpoints that it writes, if it can resume: base, mid, sft or rl.
         parallel: Whether one process per GPU runs it; those begin when nothing is fetched any more.
         beside: Whether what follows does not wait for it.
+        local: Further flags, for what this machine cannot do; without them it is the same stage.
     """
 
     name: str
@@ -66,13 +67,15 @@ class Stage:
     source: str = ""
     parallel: bool = False
     beside: bool = False
+    local: tuple[str, ...] = ()
 
     def command(self, gpus: int) -> list[str]:
         """What is executed."""
+        flags = (*self.flags, *self.local)
         if self.parallel and gpus > 1:
             torchrun = ("torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}")
-            return [sys.executable, "-m", *torchrun, "-m", self.module, "--", *self.flags]
-        return [sys.executable, "-m", self.module, *self.flags]
+            return [sys.executable, "-m", *torchrun, "-m", self.module, "--", *flags]
+        return [sys.executable, "-m", self.module, *flags]
 
 
 SAVING = 540
@@ -95,7 +98,8 @@ def small(
     own = ("--data=builtin", "--device_type=cpu")
     offline = ("--core_metric_every=-1",)  # the tasks of our own are asked afterwards
     known = (*own, f"--max_per_task={min(32, tuned)}")
-    tested = (*what_can_be_asked(), *own, f"--max_problems={min(32, tuned)}")
+    tested = (*own, f"--max_problems={min(32, tuned)}")
+    able = what_can_be_asked()
     measured = f"--eval_tokens={min(16384, 2048 * tuned // 10)}"
     length = ("--max_seq_len=128", "--total_batch_size=2048", measured)
     base_flags = (
@@ -120,18 +124,19 @@ def small(
         Stage("base", "scripts.base_train", (*base_flags, *offline, *shape, *length), "base"),
         Stage("base-evaluation", "scripts.base_eval", known),
         Stage("mid", "scripts.mid_train", (*mid_flags, "--data=builtin", *shape, *length), "mid"),
-        asked("mid", *tested),
+        asked("mid", tested, able),
         Stage("sft", "scripts.chat_sft", (*tuned_flags, "--device_batch_size=16", *own), "sft"),
-        asked("sft", *tested),
+        asked("sft", tested, able),
         Stage("rl", "scripts.chat_rl", (*rewarded_flags, "--device_batch_size=16", *own), "rl"),
-        asked("rl", *tested),
+        asked("rl", tested, able),
     ]
 
 
-def asked(source: str, *flags: str) -> Stage:
-    """The evaluation of a chat model."""
+def asked(source: str, flags: tuple[str, ...], able: tuple[str, ...] = ()) -> Stage:
+    """The evaluation of a chat model, with what this machine is able to ask it."""
     flags = (f"--source={source}", *flags)
-    return Stage(f"evaluation-{source}", "scripts.chat_eval", flags, parallel=True)
+    name = f"evaluation-{source}"
+    return Stage(name, "scripts.chat_eval", flags, parallel=True, local=able)
 
 
 def what_can_be_asked() -> tuple[str, ...]:
@@ -146,7 +151,7 @@ def what_can_be_asked() -> tuple[str, ...]:
 
 def large(depth: int) -> list[Stage]:
     """The stages of the reference's run; shards are fetched while the tokenizer is learned."""
-    tested = what_can_be_asked()
+    able = what_can_be_asked()
     return [
         Stage("first-shards", "nanochat.dataset", ("--num_files=8",)),
         Stage("shards", "nanochat.dataset", ("--num_files=240",), beside=True),
@@ -160,11 +165,11 @@ def large(depth: int) -> list[Stage]:
         Stage("base-loss", "scripts.base_loss", parallel=True),
         Stage("base-evaluation", "scripts.base_eval", parallel=True),
         Stage("mid", "scripts.mid_train", ("--save_every=250",), "mid", True),
-        asked("mid", *tested),
+        asked("mid", (), able),
         Stage("sft", "scripts.chat_sft", ("--save_every=250",), "sft", True),
-        asked("sft", *tested),
+        asked("sft", (), able),
         Stage("rl", "scripts.chat_rl", (), "rl", True),
-        asked("rl", "--task_name=GSM8K"),
+        asked("rl", ("--task_name=GSM8K",)),
     ]
 
 
