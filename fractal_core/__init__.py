@@ -89,6 +89,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     portrait      11   what a view looks like
     published     11   the six published windows: printed, and found
     press          12   figures of runs: drawn, captioned, with their recipes
+    films          12   films of runs: keyframes, cost, made in the background
     watching      12   what the page of a sweep shows and does
     commands       13   the command line, one short file per group
     __main__       14   finds the command

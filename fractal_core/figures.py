@@ -286,7 +286,7 @@ class Page(Sheet):
         widest = max(text_width(text, SMALL) for text in marks[1].labels)
         left = MARGIN + len(self.labels[1]) * LINE * NORMAL + GAP + widest + GAP + TICK
         first, last = (text_width(marks[0].labels[end], SMALL) / 2 for end in (0, -1))
-        self.between = first + last + 2 * GAP
+        self.between = first + last + 4 * GAP
         free = width - left - max(MARGIN, last + GAP) - (across - 1) * self.between
         super().__init__(width, left, min(free / across, most))
 

@@ -141,9 +141,8 @@ def palettes_figure() -> Figure:
                 axes.set(xticks=[], yticks=[])
                 words = f"{name}: " if vision == "as printed" else ""
                 where = "at the boundary" if vision == "grey" else "at least"
-                axes.set_title(
-                    f"{words}sides {where} {apart[vision]:.0f} apart", size=SMALL, loc="left"
-                )
+                words += f"sides {where} {apart[vision]:.0f} CIELAB units apart"
+                axes.set_title(words, size=SMALL, loc="left")
                 if name == next(iter(PALETTES)):
                     axes.set_ylabel(vision, rotation=0, ha="right", va="center", size=NORMAL)
     return figure

@@ -90,9 +90,9 @@ def row(store: Store, name: str, hire: Hire, tell: Tell) -> Row:
 def pairs_of(store: Store, hire: Hire, tell: Tell) -> PairsDimension | None:
     """The dimension from pairs of runs in the boundary cells of a finished map.
 
-    It is the course of `pairing`, without a pilot and without reruns, as nothing flips there: from
-    a quarter of a cell down to what precision allows, so that it speaks of scales below those of
-    the map.
+    It is the course of `pairing` without a pilot, from a quarter of a cell down to what precision
+    allows, so that it speaks of scales below those of the map; and without reruns, which give the
+    same bits. None without a boundary, or where precision leaves no room for two scales.
     """
     run = Trained(store, 0, "trainable", hire, tell)
     try:

@@ -24,6 +24,7 @@ from fractal_core.finetune import FineTune
 from fractal_core.plane import Axis, Region
 from fractal_core.store import Store, read_recipe
 from fractal_core.sweep import Sweep, from_json, to_json
+from fractal_core.ticks import number
 from fractal_core.tiny import TinyNetworks
 
 MARK = '{"fractal_figure":'
@@ -140,7 +141,8 @@ def caption(store: Store, quantity: str = "measure") -> str:
     sweep = store.sweep
     rows, cols = sweep.grid.shape
     ends = " and ".join(
-        f"{label} {axis.low!r} to {axis.high!r}{' (linear)' if axis.scale == 'linear' else ''}"
+        f"{label} {number(axis.low)} to {number(axis.high)}"
+        + " (linear)" * (axis.scale == "linear")
         for label, axis in zip(sweep.labels, (sweep.region.x, sweep.region.y), strict=True)
     )
     sentences = [

@@ -236,7 +236,7 @@ def answer(engine: "Engine", turns: Sequence[Turn], manner: Manner) -> Iterator[
     """
     from nanochat import common
     from nanochat.engine import TextStream
-    from nanochat.server import Question, Sampling
+    from nanochat.questions import Question, Sampling
 
     tokenizer, context = engine.tokenizer, engine.model.config.sequence_len
     ends = [tokenizer.encode_special(f"<|{name}|>") for name in ("assistant_end", "bos")]

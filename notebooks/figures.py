@@ -276,20 +276,20 @@ def projecting(filmed, get_film):
     mo.stop(not filmed or get_film()[1] is None)
     _file, _ = get_film()[1]
     _data = _file.read_bytes()
-    _show = mo.image if _file.suffix == ".gif" else mo.video
-    mo.vstack([_show(_data, width=500), mo.download(_data, filename=_file.name)])
+    _download = mo.download(_data, filename=_file.name)
+    if _file.suffix == ".gif":
+        _shown = mo.image(_data, width=500)
+    else:
+        _shown = mo.video(_data, width=500, muted=True, autoplay=True, loop=True)
+    mo.vstack([_shown, _download])
     return
 
 
 @app.cell(hide_code=True)
 def eyes(script):
     mo.stop(script)
-    mo.vstack(
-        [
-            mo.md("**The palettes, for every eye**"),
-            mo.image(figures.render(proof.palettes_figure(), ".png"), width=900),
-        ]
-    )
+    _picture = mo.image(figures.render(proof.palettes_figure(), ".png"), width=900)
+    mo.vstack([mo.md("**The palettes, for every eye**"), _picture])
     return
 
 

@@ -141,6 +141,6 @@ class Driver:
     def _work(self, stream: int, until: int | None) -> None:
         """Do what a stream holds, up to an event."""
         queue = self.streams[stream]
-        while queue and (next := queue.popleft()) != until:
-            if callable(next):
-                next()
+        while queue and (work := queue.popleft()) != until:
+            if callable(work):
+                work()

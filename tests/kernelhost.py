@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fractal_core.kernels import layout
-from fractal_core.kernels.contract import Curves, Problem, tanh_table
+from fractal_core.kernels.contract import Curves, Problem, rising, tanh_table
 from fractal_core.kernels.layout import Layout
 
 COMPILER = (
@@ -69,7 +69,7 @@ def train_in_warps(
 
 
 def _called(problem, hyper, record, code, call) -> Curves:
-    steps = layout.rising(problem, record)
+    steps = rising(problem, record)
     mine = layout.point_arrays(problem, hyper, len(steps))
     mine["scores"][:], mine["losses"][:], mine["ends"][:] = np.nan, np.nan, -1
     job = layout.numbers(problem, len(hyper), len(steps), bool(np.any(hyper[:, 3])))

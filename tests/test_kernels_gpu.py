@@ -1,4 +1,4 @@
-"""The GPU kernel without a GPU: its arithmetic on this processor, its machine code for three others."""
+"""The GPU kernel without a GPU: its arithmetic and its launches on this processor, its machine code."""
 
 import functools
 import json

@@ -1,11 +1,13 @@
 """The CORE metric: the bundle, what is rendered from it, and what a scripted model makes of it."""
 
 import csv
+import hashlib
 import http.server
 import io
 import json
 import math
 import random
+import shutil
 import threading
 import zipfile
 from pathlib import Path
@@ -424,6 +426,40 @@ def test_the_bundle_is_fetched_once(tmp_path, monkeypatch, server, capsys):
     assert len(tasks_of("")) == 3
 
 
+def test_another_bundle_than_the_first_is_refused(tmp_path, monkeypatch):
+    """Nothing is unpacked of it, unless its checksum is given."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    folder, zipped = tmp_path / "eval_bundle", tmp_path / "eval_bundle.zip"
+    archive(zipped, whole())
+    first = hashlib.sha256(zipped.read_bytes()).hexdigest()
+    with pytest.raises(Refused, match=f"is {first} and must be 00ff;"):
+        core_bundle.main(core_bundle.Config(sha256="00FF"))
+    assert list(tmp_path.iterdir()) == [zipped]
+    for given in ("", first.upper()):
+        assert core_bundle.main(core_bundle.Config(sha256=given))["sha256"] == first
+    assert (tmp_path / "eval_bundle.sha256").read_text() == f"{first}\n"
+    with pytest.raises(Refused, match=f"is {first} and must be 00ff;"):
+        core_bundle.main(core_bundle.Config(sha256="00ff"))
+    shutil.rmtree(folder)
+    archive(zipped, whole() | {"eval_bundle/more": "x"})
+    second = hashlib.sha256(zipped.read_bytes()).hexdigest()
+    with pytest.raises(Refused, match=f"is {second} and must be {first};"):
+        core_bundle.main(core_bundle.Config())
+    assert not folder.exists()
+    for given in (second, ""):
+        assert core_bundle.main(core_bundle.Config(sha256=given))["sha256"] == second
+
+
+def test_a_bundle_of_unknown_origin_has_no_checksum(tmp_path, monkeypatch, capsys):
+    """It was unpacked by hand, so a checksum that is asked for cannot be shown."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    write(tmp_path / "eval_bundle")
+    assert core_bundle.main(core_bundle.Config())["sha256"] == ""
+    assert "of SHA-256 unknown" in capsys.readouterr().out
+    with pytest.raises(Refused, match="is unknown and must be 00ff"):
+        core_bundle.main(core_bundle.Config(sha256="00ff"))
+
+
 # The command
 
 
@@ -515,6 +551,18 @@ def test_training_evaluates_where_there_is_a_bundle(base, capsys):
     assert (
         f"- CORE: {figures['CORE']:.4f}" in (base / "report" / "base-model-training.md").read_text()
     )
+
+
+def test_training_goes_on_where_the_bundle_is_damaged(base):
+    """A bad row is found only when it is asked for, hours after the start."""
+    write(base / "eval_bundle", {"eval_data/pairs.jsonl": "[1]"})
+    figures = base_train.main(TRAIN)
+    assert figures["step"] == 3
+    assert "CORE" not in figures
+    assert (base / "base_checkpoints" / "small" / "model_000003.pt").exists()
+    section = (base / "report" / "base-model-training.md").read_text()
+    for step in (2, 3):
+        assert f"Not measured: CORE at step {step} (line 1 of " in section
 
 
 def test_the_defaults_are_the_references():

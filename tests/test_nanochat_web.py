@@ -25,8 +25,10 @@ from nanochat.common import Refused
 from nanochat.engine import Engine, KVCache
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.pickled import state_of
-from nanochat.server import Chat, Sampling, Server, Workers
+from nanochat.questions import Sampling
+from nanochat.server import Chat, Server
 from nanochat.tokenizer import RustBPETokenizer
+from nanochat.workers import Workers
 
 DATA = Path(__file__).parent / "data"
 SPECIAL = json.loads((DATA / "nanochat_tokenizer.json").read_text())["special"]

@@ -136,7 +136,7 @@ def test_the_caption_follows_from_the_recipe(store):
     """What was trained, where, how it was judged, and which run it is."""
     words = recipe.caption(store)
     assert "width 16 on 8 samples, 60 steps, float64, seed 0" in words
-    assert "input layer learning rate 0.001 to 1000000.0" in words
+    assert "input layer learning rate 0.001 to 1000000 and" in words
     assert "mean of its last 20 losses is below its first loss" in words
     assert words.endswith(f"Run wide, id {store.sweep.id}.")
     assert "rank" in words

@@ -1,4 +1,4 @@
-"""What the GPU kernel became: registers, spills and operations of its machine code, without a GPU.
+"""What the GPU kernel became: registers, operations and bounds of its machine code, without a GPU.
 
 The innermost loop passes a few samples forward and backward; nearly all time goes there. How often it
 multiplies, adds, and does both at once follows from the contract, so that the counts of its machine code
@@ -222,9 +222,8 @@ def _disassembled(code: bytes) -> str:
 
 def _instructions(text: str) -> Iterator[_Instruction]:
     places: dict[str, int] = {}
-    lines = text.splitlines()
     at = 0
-    for line, after in itertools.pairwise(lines):
+    for line, after in itertools.pairwise(text.splitlines()):
         if label := re.match(r"(\.L\w+):", line):
             places[label[1]] = at
         elif found := re.match(

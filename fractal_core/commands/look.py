@@ -81,7 +81,7 @@ def plate(
     title: str | None = None,
     caption: bool = False,
     proof: Path | None = None,
-) -> int:
+) -> None:
     """Draw several runs on one page, two rows by three like the plate of the paper.
 
     Without runs it is that very plate: the six published windows, trained where points are
@@ -118,7 +118,6 @@ def plate(
         captioned=caption,
     )
     _save(printed, out, proof)
-    return 0
 
 
 def film(
@@ -152,7 +151,7 @@ def film(
         _make_keyframes(runs, stores)
         return
     if out is None:
-        raise Refused("say what to write, --out mp4 or .gif; or --make keyframes first")
+        raise Refused("say what to write, --out FILM.mp4 or .gif; or --make keyframes first")
     data = films.roll(
         stores,
         out.suffix,

@@ -58,6 +58,7 @@ What is kept of a run, in float64 whatever the dtype (a loss converts exactly)
 `outcome` makes a label and a measure of these, and knows what an ended run counts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import cache
@@ -190,3 +191,15 @@ class Curves:
     sum_inverse_v: Float64[np.ndarray, " points"]
     steps: Int32[np.ndarray, " points"]
     losses: Float64[np.ndarray, "points recorded"]
+
+
+def rising(problem: Problem, record: Sequence[int] | Int64[np.ndarray, " recorded"]) -> np.ndarray:
+    """The steps to record, once it is known that they rise.
+
+    Raises:
+        ValueError: They do not, from 0 to at most `problem.steps` - 1.
+    """
+    steps = np.asarray(record, np.int64)
+    if np.any(np.diff(steps, prepend=-1, append=problem.steps) < 1):
+        raise ValueError(f"recorded steps must rise, within 0 to {problem.steps - 1}")
+    return steps

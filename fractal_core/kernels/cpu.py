@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 from numpy.typing import DTypeLike
 
 from fractal_core import machine, pulse
-from fractal_core.kernels.contract import Curves, Problem, tanh_table
+from fractal_core.kernels.contract import Curves, Problem, rising, tanh_table
 from fractal_core.kernels.lanes import I64, SAMPLES, Lanes, Pass, Variant
 from fractal_core.outcome import V_MOST
 
@@ -273,9 +273,7 @@ def train(
     Raises:
         ValueError: The recorded steps do not rise from 0 to at most `problem.steps` - 1.
     """
-    steps = np.asarray(record, np.int64)
-    if np.any(np.diff(steps, prepend=-1, append=problem.steps) < 1):
-        raise ValueError(f"recorded steps must rise, within 0 to {problem.steps - 1}")
+    steps = rising(problem, record)
     kernel, variant = _ready(problem), variant_for(problem)
     lanes, dtype = variant.lanes, np.dtype(problem.dtype)
     points, threads = len(hyper), threads or machine.cpu_threads()

@@ -7,8 +7,8 @@ numba's CUDA would be one more large package for the same instructions. In C++ e
 named, which the contract needs, and the text compiles for a processor too, where tests run it.
 
 One launch trains some of a call's points to their ends. In go the hyperparameters, out come five sums, a
-length and the recorded losses of each point. Two launches are under way at a time: where one runs out of
-points the next moves in, and while its results are fetched the card goes on.
+length and the recorded losses of each point. The next launch is under way before that is fetched, so that
+the card does not wait for it.
 """
 
 import collections
@@ -28,7 +28,7 @@ from fractal_core import pulse
 from fractal_core.errors import Refused
 from fractal_core.files import Files
 from fractal_core.kernels import layout
-from fractal_core.kernels.contract import Curves, Problem
+from fractal_core.kernels.contract import Curves, Problem, rising
 from fractal_core.kernels.layout import Layout
 from fractal_core.storage import storage
 
@@ -39,7 +39,7 @@ RECORDED = 2**26
 """Losses that one launch keeps, at most: half a gigabyte."""
 
 AT_A_TIME = 2
-"""Launches under way."""
+"""Launches under way: one that trains, and one that moves in where it runs out of points."""
 
 FLAGS = ("--std=c++17", "--fmad=false", "--ptxas-options=-v")
 """Of the compiler: no multiplication and addition is fused that the text does not fuse."""
@@ -280,7 +280,7 @@ def train(
         Refused: There is no GPU that could be used, or NVIDIA's packages are missing.
         RuntimeError: The GPU failed, or has not enough memory.
     """
-    steps = layout.rising(problem, record)
+    steps = rising(problem, record)
     code = code or Layout.of(problem)
     here = gpu()
     here.enter()

@@ -6,12 +6,11 @@ who computes a sum, never in which order.
 """
 
 import ctypes
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
-from jaxtyping import Float64, Int32, Int64
+from jaxtyping import Float64, Int32
 
 from fractal_core.kernels.contract import TANH, Curves, Problem, tanh_table
 from fractal_core.outcome import V_MOST
@@ -206,15 +205,3 @@ def curves(
     """What the kernel wrote, as every kernel returns it."""
     first, final, tail_v, sum_v, sum_inverse_v = scores.T.copy()
     return Curves(first, final, tail_v / problem.window, sum_v, sum_inverse_v, ends, losses)
-
-
-def rising(problem: Problem, record: Sequence[int] | Int64[np.ndarray, " recorded"]) -> np.ndarray:
-    """The steps to record, once it is known that they rise.
-
-    Raises:
-        ValueError: They do not, from 0 to at most `problem.steps` - 1.
-    """
-    steps = np.asarray(record, np.int64)
-    if np.any(np.diff(steps, prepend=-1, append=problem.steps) < 1):
-        raise ValueError(f"recorded steps must rise, within 0 to {problem.steps - 1}")
-    return steps

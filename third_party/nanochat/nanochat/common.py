@@ -3,18 +3,22 @@
 Importing it changes nothing; `compute_init` does what has effects.
 """
 
+import contextlib
 import json
 import os
 import signal
 import threading
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 SEED = 42
+T = TypeVar("T")
 
 
 class Refused(ValueError):
@@ -109,6 +113,40 @@ def of_all(value: Any) -> list[Any]:
     return values
 
 
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The model in the mode for evaluation, and afterwards in the one it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def done_by_all(act: Callable[[], T]) -> list[T]:
+    """What `act` gives in each process, by rank; all of them must call it.
+
+    If it fails in one it fails in all of them, which otherwise would wait for that one for ever.
+    """
+    if world_size() == 1:
+        return [act()]
+    value = failure = None
+    try:
+        value = act()
+    except (Refused, torch.OutOfMemoryError) as error:
+        failure = type(error), str(error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the others must hear of it
+        traceback.print_exc()
+        failure = RuntimeError, f"{type(error).__name__}: {error}"
+    parts = of_all((value, failure))
+    for _, failed in parts:
+        if failed:
+            kind, reason = failed
+            raise kind(reason)
+    return [value for value, _ in parts]
+
+
 class StopRequest:
     """Whether the user (Ctrl-C) or the machine (SIGTERM) has asked to stop; ask between steps.
 
@@ -147,11 +185,16 @@ class StopRequest:
 
 @dataclass
 class Tracker:
-    """The record of one stage: a file of JSON lines, and Weights & Biases unless `run` is None."""
+    """The record of one stage: a file of JSON lines, and Weights & Biases unless `run` is None.
+
+    `start` is the step that the stage begins with here, `failed` says what could not be measured.
+    """
 
     stage: str
     run: Any = None
     file: Path | None = None
+    start: int = 0
+    failed: list[str] = field(default_factory=list)
 
     def log(self, figures: dict[str, Any]) -> None:
         """Add figures to the record; `step` among them is their place on the axis."""
@@ -160,6 +203,22 @@ class Tracker:
                 file.write(json.dumps(figures, default=float) + "\n")
         if self.run is not None:
             self.run.log(figures)
+
+    def attempt(self, what: str, step: int, act: Callable[[], T]) -> T | None:
+        """Measure something before a step; None if that fails, which must not cost the training.
+
+        At the start there is none to lose yet, and what fails there is raised.
+        """
+        try:
+            return act()
+        except Exception as error:
+            if step == self.start:
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.failed.append(f"Not measured: {what} at step {step} ({reason}).")
+            self.log({"step": step, "failed": what, "reason": reason})
+            print0(self.failed[-1])
+            return None
 
     def artifact(self, files: dict[str, Path]) -> None:
         """Upload the stage's model, as one artifact: its name in the artifact -> file or folder.

@@ -4,9 +4,14 @@
 
 The bundle lies in `eval_bundle` of the base folder: `core.yaml` lists the tasks, each with a file
 of JSON lines under `eval_data`; `eval_meta_data.csv` says what guessing gives.
+
+Nobody publishes a checksum of the archive. The SHA-256 of the first that was unpacked is kept beside
+it in `eval_bundle.sha256`, and another one is refused from then on, since its figures would not
+compare; whoever knows the right one gives it as `--sha256`.
 """
 
 import csv
+import hashlib
 import json
 import shutil
 import sys
@@ -44,9 +49,10 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Config:
-    """Fetch the bundle."""
+    """Fetch the bundle; `sha256` is what its archive must have, by default what the first one had."""
 
     url: str = URL
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -186,12 +192,27 @@ def main(config: Config) -> dict[str, str]:
         Refused: It cannot be had, or is none; the folder is then as it was.
     """
     folder = bundle_folder()
-    if not folder.exists():
-        archive = folder.with_suffix(".zip")
-        fetch_once(config.url, archive)
+    archive, note = folder.with_suffix(".zip"), folder.with_suffix(".sha256")
+    kept = note.read_text().strip() if note.exists() else ""
+    fetched = folder.exists()
+    digest = kept if fetched else digest_of(fetch_once(config.url, archive))
+    wanted = config.sha256.lower() or kept
+    if wanted and digest != wanted:
+        raise Refused(
+            f"the SHA-256 of {archive} is {digest or 'unknown'} and must be {wanted}; remove it and "
+            f"{folder} to fetch it again, or give --sha256={digest} if it is meant"
+        )
+    if not fetched:
         unpack(archive, folder)
-    print0(f"{len(read_bundle(folder))} tasks are in {folder}")
-    return {"folder": str(folder)}
+        note.write_text(f"{digest}\n")
+    print0(f"{len(read_bundle(folder))} tasks are in {folder}, of SHA-256 {digest or 'unknown'}")
+    return {"folder": str(folder), "sha256": digest}
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _place(name: str) -> str:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from nanochat.common import get_dist_info, of_all
+from nanochat.common import done_by_all, get_dist_info
 from nanochat.core_bundle import CoreTask, Row
 from nanochat.shares import Limits, centered, exact_interval, interval_of_mean
 
@@ -100,14 +100,19 @@ def evaluate_task(
         device: Where the model is.
         max_per_task: So many questions at most; -1 is all of them.
     """
-    rows = list(task.load())
-    random.Random(ORDER_SEED).shuffle(rows)
-    rows = rows[:max_per_task] if max_per_task > 0 else rows
-    _, rank, _, world = get_dist_info()
-    asked = range(rank, len(rows), world)
-    bar = tqdm(asked, desc=task.label, leave=False, disable=True if rank else None)
-    right = sum(evaluate_example(model, tokenizer, task, rows, index, device) for index in bar)
-    return Outcome(task.label, sum(of_all(right)), len(rows), task.chance)
+
+    def own() -> tuple[int, int]:
+        rows = list(task.load())
+        random.Random(ORDER_SEED).shuffle(rows)
+        rows = rows[:max_per_task] if max_per_task > 0 else rows
+        _, rank, _, world = get_dist_info()
+        asked = range(rank, len(rows), world)
+        bar = tqdm(asked, desc=task.label, leave=False, disable=True if rank else None)
+        right = sum(evaluate_example(model, tokenizer, task, rows, i, device) for i in bar)
+        return right, len(rows)
+
+    parts = done_by_all(own)
+    return Outcome(task.label, sum(right for right, _ in parts), parts[0][1], task.chance)
 
 
 def evaluate_example(

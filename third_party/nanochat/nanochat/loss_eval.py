@@ -1,17 +1,15 @@
 """Bits per byte: a loss that does not depend on the tokenizer."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from nanochat.common import world_size
+from nanochat.common import done_by_all
 
 
-@torch.no_grad()
 def evaluate_bpb(
     model: Any, batches: Iterable[tuple[Tensor, Tensor]], steps: int, token_bytes: Tensor
 ) -> float:
@@ -26,10 +24,19 @@ def evaluate_bpb(
         steps: How many batches to use, in each process.
         token_bytes: Bytes of each token, 0 for special tokens.
     """
+    parts = done_by_all(lambda: _sums(model, iter(batches), steps, token_bytes))
+    nats, n_bytes = sum(part[0] for part in parts), sum(part[1] for part in parts)
+    return nats / (math.log(2) * n_bytes) if n_bytes else math.inf
+
+
+@torch.no_grad()
+def _sums(
+    model: Any, batches: Iterator[tuple[Tensor, Tensor]], steps: int, token_bytes: Tensor
+) -> tuple[float, int]:
+    """Nats and bytes of this process."""
     device = token_bytes.device
     nats = torch.zeros((), dtype=torch.float32, device=device)
     n_bytes = torch.zeros((), dtype=torch.int64, device=device)
-    batches = iter(batches)
     for _ in range(steps):
         inputs, targets = next(batches)
         losses = model(inputs, targets, loss_reduction="none").flatten()
@@ -37,7 +44,4 @@ def evaluate_bpb(
         sizes = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)
         nats += (losses * (sizes > 0)).sum()
         n_bytes += sizes.sum()
-    if world_size() > 1:
-        dist.all_reduce(nats)
-        dist.all_reduce(n_bytes)
-    return float(nats) / (math.log(2) * int(n_bytes)) if n_bytes else math.inf
+    return float(nats), int(n_bytes)

@@ -4,7 +4,8 @@
     torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=20
 
 Ctrl-C saves the step that was reached; `--resume_from_step` goes on from a saved one, with the
-same batches and to the same weights as if nothing had happened.
+same batches and to the same weights as if nothing had happened. An evaluation that fails is told of
+and left out; it ends no training.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ from nanochat.common import (
     StopRequest,
     Tracker,
     compute_init,
+    evaluating,
     get_base_dir,
     of_all,
     print0,
@@ -181,6 +183,7 @@ class Training:
         self.forward: Any = torch.compile(self.model, dynamic=False) if on_gpu else self.model
         self.batches = self.data.train(self.loop.data_state)
         self.accumulation = accumulation(self.config, self.world)
+        self.record.start = self.loop.step
 
     @property
     def folder(self) -> Path:
@@ -188,7 +191,7 @@ class Training:
 
     def run(self) -> None:
         """Every step up to the last; evaluation, saving and samples come before a step's update."""
-        config, start = self.config, self.loop.step
+        config, start = self.config, self.record.start
         bar = tqdm(
             total=self.last, initial=start, desc="base_train", disable=True if self.rank else None
         )
@@ -196,15 +199,15 @@ class Training:
             while True:
                 step, ends = self.loop.step, self.loop.step == self.last
                 if config.eval_every > 0 and (ends or step % config.eval_every == 0):
-                    self.evaluate()
+                    self.attempt("validation", self.evaluate)
                 due = config.save_every > 0 and step % config.save_every == 0 and step > start
                 if ends or due:
                     self.save()
                 every = config.core_metric_every
                 if self.tasks and step and (ends or step % every == 0):
-                    self.measure()
+                    self.attempt("CORE", self.measure)
                 if config.sample_every > 0 and step and (ends or step % config.sample_every == 0):
-                    self.sample()
+                    self.attempt("samples", self.sample)
                 if ends:
                     return
                 self.update(bar)
@@ -254,22 +257,26 @@ class Training:
         bar.set_postfix(loss=f"{shown:.4f}", tokens_per_s=f"{speed:,.0f}", mfu=f"{use:.1%}")
         bar.update()
 
+    def attempt(self, what: str, measure: Callable[[], None]) -> None:
+        """Measure something before a step."""
+        with evaluating(self.model):
+            self.record.attempt(what, self.loop.step, measure)
+
     def evaluate(self) -> None:
         """Bits per byte of the validation texts."""
         config, loop = self.config, self.loop
         steps = config.eval_tokens // (config.device_batch_size * config.max_seq_len * self.world)
-        self.model.eval()
+        loop.val_bpb = None
         loop.val_bpb = evaluate_bpb(
             self.forward, self.data.split("val"), max(1, steps), self.data.token_bytes
         )
-        self.model.train()
         loop.min_val_bpb = min(loop.min_val_bpb, loop.val_bpb)
         self.record.log({"step": loop.step, "val/bpb": loop.val_bpb})
         print0(f"Step {loop.step}: validation {loop.val_bpb:.4f} bits per byte")
 
     def measure(self) -> None:
         """The CORE metric; of all processes together."""
-        self.model.eval()
+        self.loop.core = None
         found = evaluate_model(
             self.model,
             self.data.tokenizer,
@@ -277,7 +284,6 @@ class Training:
             self.config.core_metric_max_per_task,
             self.tasks,
         )
-        self.model.train()
         self.loop.core = found["core_metric"]
         self.record.log(
             {"step": self.loop.step, "core_metric": self.loop.core}
@@ -291,14 +297,12 @@ class Training:
         from nanochat.engine import Engine
 
         engine = Engine(self.model, self.data.tokenizer)
-        self.model.eval()
         for prompt in PROMPTS:
             ids = self.data.tokenizer(prompt, prepend="<|bos|>")
             if len(ids) >= self.model.config.sequence_len:
                 continue
             samples, _ = engine.generate_batch(ids, num_samples=1, max_tokens=16, temperature=0)
             print0(self.data.tokenizer.decode(samples[0]))
-        self.model.train()
 
     def save(self) -> None:
         """Write weights, states and meta of the step that has been reached."""
@@ -433,7 +437,7 @@ def main(config: Config, data: Data | None = None) -> dict[str, Any]:
     if loop.core is not None:
         figures["CORE"] = loop.core
     figures["checkpoint"] = str(training.folder)
-    get_report().log("Base model training", [vars(config), figures])
+    get_report().log("Base model training", [vars(config), figures, *training.record.failed])
     return figures
 
 

@@ -21,8 +21,9 @@ from nanochat.checkpoint_manager import FOLDERS, load_model
 from nanochat.common import (
     Refused,
     compute_init,
+    done_by_all,
+    evaluating,
     get_dist_info,
-    of_all,
     print0,
     set_dtype,
 )
@@ -173,13 +174,9 @@ def score_of(task: Task, engine: Engine, asking: Asking) -> Score:
         raise Refused("the task has no questions; choose another")
     model, own = engine.model, range(rank, count, world)
     ask = chosen if task.eval_type == "categorical" else written
-    training = model.training
-    model.eval()
-    try:
-        found = list(ask(task, engine, asking, own))
-    finally:
-        model.train(training)
-    answered = [right for part in of_all(found) for right in part]
+    with evaluating(model):
+        found = done_by_all(lambda: list(ask(task, engine, asking, own)))
+    answered = [right for part in found for right in part]
     right = [value or 0 for value in answered]
     samples = 1 if ask is chosen else asking.num_samples
     return Score(right, samples, answered.count(None))

@@ -31,6 +31,8 @@ from nanochat.common import (
     StopRequest,
     Tracker,
     compute_init,
+    done_by_all,
+    evaluating,
     get_base_dir,
     get_dist_info,
     of_all,
@@ -184,10 +186,9 @@ def evaluate(engine: Engine, task: Task, config: Config) -> dict[str, Any]:
     _, rank, _, world = get_dist_info()
     count = min(config.eval_examples, len(task))
     asked = dataclasses.replace(config, num_samples=config.device_batch_size, temperature=1.0)
-    engine.model.eval()
-    own = [sum(answers(engine, task, i, 0, asked)[2]) for i in range(rank, count, world)]
-    engine.model.train()
-    shares = of_all(own)
+    own = range(rank, count, world)
+    with evaluating(engine.model):
+        shares = done_by_all(lambda: [sum(answers(engine, task, i, 0, asked)[2]) for i in own])
     right = [int(shares[i % world][i // world]) for i in range(count)]
     samples = asked.num_samples
     figures: dict[str, Any] = {"reward": sum(right) / (count * samples), "questions": count}
@@ -244,7 +245,7 @@ class Learning:
                 self.before = {"held_out": self.measure(), "learned": self.measure(True)}
             while self.step < steps:
                 if config.eval_every > 0 and self.step and self.step % config.eval_every == 0:
-                    self.measure()
+                    self.record.attempt("mean reward", self.step, self.measure)
                 bar.set_postfix(reward=f"{self.update(steps):.3f}")
                 bar.update()
                 done, self.step = self.step, self.step + 1
@@ -358,8 +359,8 @@ def prepare(config: Config) -> Learning:
         kept = chat_sft.kept_states(meta, world, origin, "rl")[rank]
         _, states, _ = load_checkpoint(learning.folder, int(step or 0), device, True, rank)
         load_optimizers(optimizers, states, origin)
-        learning.step, learning.before = kept["step"], kept["before"]
-        learning.rewards = kept["rewards"]
+        learning.step = record.start = kept["step"]
+        learning.before, learning.rewards = kept["before"], kept["rewards"]
     return learning
 
 
@@ -384,7 +385,7 @@ def main(config: Config) -> dict[str, Any]:
             f"out of memory; lower --device_batch_size, which is {config.device_batch_size} (it "
             f"must divide --num_samples, {config.num_samples}), or --max_new_tokens"
         ) from None
-    get_report().log("Chat RL", [vars(config), figures, said])
+    get_report().log("Chat RL", [vars(config), figures, *learning.record.failed, said])
     return figures
 
 

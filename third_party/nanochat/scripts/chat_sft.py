@@ -8,6 +8,7 @@ Only what the assistant says is learned. Ctrl-C saves and stops; `--resume_from_
 """
 
 import dataclasses
+import functools
 import itertools
 import sys
 import textwrap
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from nanochat import cli
 from nanochat.checkpoint_manager import (
     load_checkpoint,
@@ -30,6 +30,8 @@ from nanochat.common import (
     StopRequest,
     Tracker,
     compute_init,
+    done_by_all,
+    evaluating,
     get_base_dir,
     of_all,
     print0,
@@ -175,29 +177,28 @@ def update(
 @torch.no_grad()
 def mean_loss(model: Any, batches: Iterator[tuple[Tensor, Tensor, Any]], steps: int) -> float:
     """The mean loss of so many batches, over all processes."""
-    model.eval()
-    losses = [model(inputs, targets) for inputs, targets, _ in itertools.islice(batches, steps)]
-    model.train()
-    mean = torch.stack(losses).mean()
-    if dist.is_initialized():
-        dist.all_reduce(mean)
-        mean /= dist.get_world_size()
-    return float(mean)
+
+    def own() -> float:
+        losses = [model(inputs, targets) for inputs, targets, _ in itertools.islice(batches, steps)]
+        return float(torch.stack(losses).mean())
+
+    with evaluating(model):
+        means = done_by_all(own)
+    return sum(means) / len(means)
 
 
 def exchanges(engine: Engine, task: Task, count: int = 3, max_tokens: int = 64) -> str:
     """The first questions of a task with the greedy answers, for the report."""
     lines, tokenizer = [], engine.tokenizer
     limit = engine.model.config.sequence_len - max_tokens
-    engine.model.eval()
     for row in itertools.islice(task, count):
         first = {"messages": [m for m in row["messages"] if m["role"] != "system"][:2]}
         prompt = tokenizer.render_for_completion(first)
         if len(prompt) <= limit:
-            rows, _ = engine.generate_batch(prompt, max_tokens=max_tokens, temperature=0.0)
+            with evaluating(engine.model):
+                rows, _ = engine.generate_batch(prompt, max_tokens=max_tokens, temperature=0.0)
             lines.append(f"user: {first['messages'][0]['content']}")
             lines.append(f"model: {tokenizer.decode(rows[0][len(prompt) :])}")
-    engine.model.train()
     return textwrap.indent("\n".join(lines), "    ", lambda line: True)
 
 
@@ -210,14 +211,17 @@ def main(config: Config) -> dict[str, Any]:
     """
     try:
         tuning = _prepare(config)
-        figures = tuning.run()
+        try:
+            figures = tuning.run()
+        finally:
+            tuning.record.finish()
         said = exchanges(Engine(tuning.model, tuning.tokenizer), mixtures(config.data)[1])
     except torch.OutOfMemoryError:
         raise Refused(
             f"out of memory; lower --device_batch_size, which is {config.device_batch_size} "
             f"(it must divide --target_examples_per_step, {config.target_examples_per_step})"
         ) from None
-    get_report().log("Chat SFT", [vars(config), figures, said])
+    get_report().log("Chat SFT", [vars(config), figures, *tuning.record.failed, said])
     return figures
 
 
@@ -232,6 +236,7 @@ class Tuning:
     model: Any
     tokenizer: Any
     optimizers: list[torch.optim.Optimizer]
+    record: Tracker
     step: int = 0
     state: dict[str, int] | None = None
 
@@ -264,16 +269,12 @@ class Tuning:
                 f"there is no step to make: {len(learned)} conversations are {steps} steps of "
                 f"{config.target_examples_per_step}; give --num_iterations"
             )
-        record = tracker("sft", config.run, dataclasses.asdict(config), project="nanochat-sft")
-        try:
-            return self._learn(steps, learned, validation, asked, record)
-        finally:
-            record.finish()
+        return self._learn(steps, learned, validation, asked)
 
     def _learn(
-        self, steps: int, learned: Task, validation: Task, asked: dict[str, Task], record: Tracker
+        self, steps: int, learned: Task, validation: Task, asked: dict[str, Task]
     ) -> dict[str, Any]:
-        loader = self.batches(learned, self.state)
+        loader, record = self.batches(learned, self.state), self.record
         figures: dict[str, Any] = {}
         bar = tqdm(
             total=steps, initial=self.step, desc="chat_sft", disable=True if self.rank else None
@@ -313,13 +314,14 @@ class Tuning:
         record.artifact({f"checkpoints/{name}": self.folder / name for name in files})
         return figures | {"step": self.step, "checkpoint": str(self.folder)}
 
-    def evaluate(self, last: bool, validation: Task, asked: dict[str, Task]) -> dict[str, float]:
-        """The figures that are due before this step."""
+    def evaluate(
+        self, last: bool, validation: Task, asked: dict[str, Task]
+    ) -> dict[str, float | None]:
+        """The figures that are due before this step; None what could not be measured."""
         config, figures = self.config, {}
         if last or (config.eval_every > 0 and self.step % config.eval_every == 0):
-            loss = mean_loss(self.model, self.batches(validation), config.eval_steps)
+            loss = self.record.attempt("validation", self.step, lambda: self.validate(validation))
             figures["val_loss"] = loss
-            print0(f"Step {self.step}: validation loss {loss:.4f}")
         every = config.eval_metrics_every
         due = last or (every > 0 and self.step and self.step % every == 0)
         if due and config.eval_metrics_max_problems > 0:
@@ -330,12 +332,21 @@ class Tuning:
                 max_problems=config.eval_metrics_max_problems,
             )
             for name, task in asked.items():
-                score = score_of(task, engine, asking)
-                figures[f"{name}_acc"] = score.accuracy
-                print0(f"Step {self.step}: {score.passed} of {len(score.right)} right in {name}")
+                ask = functools.partial(score_of, task, engine, asking)
+                score = self.record.attempt(name, self.step, ask)
+                figures[f"{name}_acc"] = score and score.accuracy
+                if score:
+                    right = f"{score.passed} of {len(score.right)} right"
+                    print0(f"Step {self.step}: {right} in {name}")
         return figures
 
-    def save(self, figures: dict[str, float], resumable: bool) -> None:
+    def validate(self, task: Task) -> float:
+        """The mean loss of the validation conversations."""
+        loss = mean_loss(self.model, self.batches(task), self.config.eval_steps)
+        print0(f"Step {self.step}: validation loss {loss:.4f}")
+        return loss
+
+    def save(self, figures: dict[str, Any], resumable: bool) -> None:
         """Write the weights; to be gone on from also the optimizers' states and the next batch."""
         states = of_all(self.state)
         meta = {
@@ -380,12 +391,15 @@ def _prepare(config: Config) -> Tuning:
     model, tokenizer, meta = load_model(source, device, phase="train", model_tag=tag, step=step)
     set_dtype(model, config.dtype)
     optimizers = fresh_optimizers(model, config)
-    tuning = Tuning(config, device, rank, micro, model, tokenizer, optimizers)
+    settings = dataclasses.asdict(config)
+    record = tracker("sft", config.run, settings, project="nanochat-sft")
+    tuning = Tuning(config, device, rank, micro, model, tokenizer, optimizers, record)
     if config.resume_from_step >= 0:
         kept = kept_states(meta, world, f"step {step} in {tuning.folder}", "sft")
         _, states, _ = load_checkpoint(tuning.folder, int(step or 0), device, True, rank)
         load_optimizers(optimizers, states, f"step {step} in {tuning.folder}")
-        tuning.step, tuning.state = config.resume_from_step, kept[rank]
+        tuning.step = record.start = config.resume_from_step
+        tuning.state = kept[rank]
     return tuning
 
 

@@ -13,6 +13,8 @@ from nanochat import cli, server
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import Refused, compute_init
 from nanochat.engine import Engine
+from nanochat.questions import Sampling
+from nanochat.workers import Workers
 
 from scripts.chat_sft import set_dtype
 
@@ -49,11 +51,11 @@ class Config:
 
 def main(config: Config) -> dict[str, int]:
     """Serve until Ctrl-C; how many questions were answered to their end."""
-    defaults = server.Sampling(config.temperature, config.top_k, config.max_tokens)
+    defaults = Sampling(config.temperature, config.top_k, config.max_tokens)
     local = server.is_local(config.host)
     with server.listen(config.host, config.port) as listener:
         engines, name = load(config)
-        workers = server.Workers(engines)
+        workers = Workers(engines)
         chat = server.Chat(
             workers, defaults, name=name, local=local, allow_origin=config.allow_origin
         )

@@ -31,6 +31,7 @@ from nanochat.common import (
     StopRequest,
     Tracker,
     compute_init,
+    evaluating,
     get_base_dir,
     of_all,
     print0,
@@ -181,7 +182,7 @@ class Training:
             while True:
                 every = self.config.eval_every
                 if self.last or (every > 0 and self.step % every == 0):
-                    self.evaluate()
+                    self.record.attempt("validation", self.step, self.evaluate)
                 if self.last:
                     break
                 micro = []
@@ -232,10 +233,9 @@ class Training:
         config = self.config
         tokens = config.device_batch_size * config.max_seq_len * world_size()
         pairs = (batch[:2] for batch in self.batches(self.validation))
-        self.model.eval()
-        steps = max(1, config.eval_tokens // tokens)
-        self.val_bpb = evaluate_bpb(self.forward, pairs, steps, self.token_bytes)
-        self.model.train()
+        steps, self.val_bpb = max(1, config.eval_tokens // tokens), math.inf
+        with evaluating(self.model):
+            self.val_bpb = evaluate_bpb(self.forward, pairs, steps, self.token_bytes)
         self.record.log({"step": self.step, "val/bpb": self.val_bpb})
         print0(f"Step {self.step}: validation {self.val_bpb:.4f} bits per byte")
 
@@ -288,7 +288,8 @@ def prepare(config: Config) -> Training:
         kept = chat_sft.kept_states(meta, world, origin, "mid")
         _, states, _ = load_checkpoint(training.folder, int(step or 0), device, True, rank)
         load_optimizers(optimizers, states, origin)
-        training.step, training.state = config.resume_from_step, kept[rank]["next"]
+        training.step = record.start = config.resume_from_step
+        training.state = kept[rank]["next"]
         training.progress = kept[rank]["progress"]
     return training
 
@@ -313,7 +314,7 @@ def main(config: Config) -> dict[str, Any]:
             f"out of memory; lower --device_batch_size, which is {config.device_batch_size}; "
             "accumulation keeps the total batch size"
         ) from None
-    get_report().log("Midtraining", [vars(config), figures, said])
+    get_report().log("Midtraining", [vars(config), figures, *training.record.failed, said])
     return figures
 
 
