@@ -90,8 +90,9 @@ def choosing(fresh, get_address, go, opened):
 def what():
     preset = mo.ui.dropdown(planner.PRESETS, value="tanh", label="experiment")
     window = mo.ui.dropdown(["overview", "published"], value="overview", label="window")
-    # Laid out where they are made: a cell that names them would draw them anew while one types.
-    what_fields = forms.line(preset, window)
+    # Laid out where they are made, or passed on as a list: a cell that names one of them would draw
+    # all anew while one types.
+    what_fields = (preset, window)
     return preset, what_fields, window
 
 
@@ -106,7 +107,7 @@ def moved(preset, what_fields):
         ]
     )
     settings = forms.settings(base)
-    settings_fields = forms.of_settings(settings, (what_fields,))
+    settings_fields = forms.of_settings(settings, what_fields)
     return axes, base, settings, settings_fields
 
 

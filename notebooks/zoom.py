@@ -81,8 +81,8 @@ def settings(view):
     _kinds = ["float64", "float32", "bfloat16", "float16"]
     dtype = mo.ui.dropdown(_kinds, value=_now["dtype"], label="precision")
     choose = mo.ui.run_button(label="show")
-    # Laid out where they are made: a cell that names them would draw them anew while one types.
-    map_fields = mo.vstack([preset, window, grid, steps, dtype, choose])
+    # Shown as a list: a cell that names one of them would draw all anew while one types.
+    map_fields = [preset, window, grid, steps, dtype, choose]
     return choose, dtype, grid, map_fields, preset, steps, window
 
 
@@ -90,13 +90,13 @@ def settings(view):
 def colours():
     quantity = mo.ui.radio(list(figures.QUANTITIES), value="measure", label="**colour**")
     palette = mo.ui.radio(["split", "paper"], value="split", label="**palette**")
-    colour_fields = mo.vstack([quantity, palette])
+    colour_fields = [quantity, palette]
     return colour_fields, palette, quantity
 
 
 @app.cell(hide_code=True)
 def side(colour_fields, map_fields):
-    mo.sidebar([mo.md("### Map"), map_fields, colour_fields], width="18rem")
+    mo.sidebar([mo.md("### Map"), *map_fields, *colour_fields], width="18rem")
     return
 
 
