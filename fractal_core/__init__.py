@@ -63,7 +63,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     plots          4   charts of dimensions
     errands        4   long commands in the background of a folder
     worker         4   one process per slot, which trains units and commits them
-    forms          5   input fields and curves of notebooks
+    forms          5   what pages are built of: fields, tables, charts, answers to clicks
     agenda         5   what is done next, and what follows from a failure
     stages         5   the stages of nanochat: begun, watched, read
     talk           5   which language models there are, and what they answer
@@ -78,7 +78,6 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     pairing        8   pairs for a run folder: dimension, floors, nulls, verdict
     adaptive       8   maps that compute only their boundary, with an audit
     history        8   labels after many training lengths, from one run per point
-    published      8   the six published windows: printed, and found
     calibration    9   both estimators of a dimension on known sets
     curves          9   charts that are read with the mouse
     sight          9   the seeing of a run folder, and what a zoom must ask it
@@ -88,7 +87,9 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     recipe         11   what a figure shows, in the figure: written, read, reopened
     singles       11   single runs: begun, listed, compared
     portrait      11   what a view looks like
+    published     11   the six published windows: printed, and found
     press          12   figures of runs: drawn, captioned, with their recipes
+    films          12   films of runs: keyframes, cost, made in the background
     watching      12   what the page of a sweep shows and does
     commands       13   the command line, one short file per group
     __main__       14   finds the command

@@ -1,7 +1,13 @@
 """`fractal`: finds the command, hands it the arguments, turns a refusal into one sentence."""
 
+import contextlib
+import functools
 import importlib
+import io
+import itertools
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from fractal_core.errors import Refused, require_known
 from fractal_core.files import DISK_TROUBLE
@@ -45,22 +51,40 @@ def usage() -> str:
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Run the command that `arguments` name; returns its exit code."""
-    import tyro
+    """Run the command that `arguments` name; returns its exit code.
 
+    Raises:
+        Refused: There is no such command, or its arguments are wrong.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
     name, *rest = arguments
     require_known("command", name, COMMANDS)
     module = importlib.import_module(f"fractal_core.commands.{COMMANDS[name][0]}")
-    code = tyro.cli(
-        getattr(module, name.replace("-", "_")),
-        prog=f"fractal {name}",
-        args=rest,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    return code or 0
+    return _parsed(getattr(module, name.replace("-", "_")), name, rest)() or 0
+
+
+def _parsed(command: Callable[..., int | None], name: str, words: list[str]) -> Callable[[], Any]:
+    """A command with the arguments that the words say."""
+    import tyro
+
+    @functools.wraps(command)
+    def later(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+        return functools.partial(command, *args, **kwargs)
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            flags = (tyro.conf.FlagCreatePairsOff,)
+            return tyro.cli(later, prog=f"fractal {name}", args=words, config=flags)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        # A framed page, whose first paragraph says what is wrong.
+        lines = (line.strip("│─ ") for line in said.getvalue().splitlines()[1:])
+        reason = " ".join(itertools.takewhile(bool, lines)).rstrip(".")
+        raise Refused(f"{reason}; `fractal {name} --help` tells more") from None
 
 
 def execute(arguments: list[str]) -> int:

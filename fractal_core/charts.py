@@ -12,11 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
-from fractal_core.errors import Refused
-from fractal_core.figures import WIDTHS
+from fractal_core.figures import NARROWEST
 from fractal_core.pairs import PairsDimension
 from fractal_core.plane import Axis
-from fractal_core.sheet import INCH, NORMAL, SMALL, STYLE
+from fractal_core.sheet import INCH, NORMAL, SMALL, STYLE, require_width
 from fractal_core.ticks import ticks
 
 BLUE, ORANGE, PALE, GREY = "#12468c", "#b45309", "#cfe8fb", "#8c8c8c"
@@ -51,8 +50,7 @@ def pairs_figure(
     Raises:
         Refused: An unreasonable width.
     """
-    if not WIDTHS[0] <= width_mm <= WIDTHS[1]:
-        raise Refused(f"a width of {width_mm} mm; choose between {WIDTHS[0]} and {WIDTHS[1]} mm")
+    require_width(width_mm, NARROWEST)
     height = HEAD + UPPER + BETWEEN + LOWER + FOOT
     wide = width_mm - LEFT - SIDE - GAP - RIGHT
     with style.context(["default", STYLE]):

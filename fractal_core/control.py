@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import json
 import os
 import signal
 import time
@@ -17,6 +16,7 @@ from fractal_core import warm
 from fractal_core.agenda import fingerprint
 from fractal_core.duty import holders, lock_holder
 from fractal_core.errors import Refused
+from fractal_core.files import read_json
 from fractal_core.store import Store
 
 
@@ -51,11 +51,15 @@ def start_detached(
                 # Another start came first. Ours must not take over once that one is stopped.
                 _dismiss(pid, born)
             return holder
-        if _ended(pid):
+        if _ended(pid, born):
             break
         time.sleep(0.02)
     last = log.read_bytes()[said:].decode(errors="replace").strip().splitlines()[-1:]
-    if (holder := lock_holder(path)) is None and _ended(pid) and "complete" not in "".join(last):
+    if (
+        (holder := lock_holder(path)) is None
+        and _ended(pid, born)
+        and "complete" not in "".join(last)
+    ):
         raise Refused("".join(last).removeprefix("fractal: ") or "the process ended at once")
     return holder or pid
 
@@ -74,9 +78,11 @@ def _dismiss(pid: int, born: float | None) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _ended(pid: int) -> bool:
+def _ended(pid: int, born: float | None) -> bool:
+    """Whether the process that was born then has ended, whoever may have its number now."""
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
+        return process.create_time() != born or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
@@ -135,8 +141,45 @@ def stop(path: Path, patience: float = 20.0) -> bool:
     return False
 
 
-STATUS = {"process", "points_per_second", "seconds_remaining", "slots"}
+STATUS = {"process", "points_per_second", "seconds_remaining", "stopping", "slots"}
 """What is read of what a process on duty tells."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Units that failed for one cause.
+
+    Args:
+        cause: In the words of the most common one.
+        units: Their names.
+        exit_code: Of the last of them.
+        log: The end of what its worker said.
+    """
+
+    cause: str
+    units: tuple[str, ...]
+    exit_code: int | None
+    log: str
+
+
+def failures(store: Store) -> tuple[Failure, ...]:
+    """What failed, by cause, numbers in it aside; the largest group first."""
+    groups: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for unit, note in store.failures().items():
+        groups.setdefault(fingerprint(note["cause"]), []).append((unit, note))
+    found = []
+    for group in groups.values():
+        last = max((note for _, note in group), key=lambda note: note.get("time", 0.0))
+        causes = collections.Counter(note["cause"] for _, note in group)
+        found.append(
+            Failure(
+                cause=causes.most_common(1)[0][0],
+                units=tuple(sorted(unit for unit, _ in group)),
+                exit_code=last.get("exit_code"),
+                log=last.get("log", ""),
+            )
+        )
+    return tuple(sorted(found, key=lambda failure: -len(failure.units)))
 
 
 @dataclass(frozen=True)
@@ -153,6 +196,7 @@ class Progress:
         process: The process that works on it, or None; 0 for one on another machine.
         points_per_second: Since that process began; None if there is none.
         seconds_remaining: Estimated from the finished neighbours of what is missing, or None.
+        stopping: Whether it was asked to end.
         slots: What each slot of that process does.
     """
 
@@ -167,6 +211,7 @@ class Progress:
     causes: dict[str, int] = field(default_factory=dict)
     points_per_second: float | None = None
     seconds_remaining: float | None = None
+    stopping: bool = False
     slots: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -174,14 +219,12 @@ def progress(store: Store) -> Progress:
     """Read from the disk how far a run is."""
     missing = store.missing()
     lacking = sum(unit.size for unit in missing)
+    failed = failures(store)
     rows, cols = store.sweep.grid.shape
-    failures = store.failures()
-    groups: dict[str, list[str]] = {}
-    for note in failures.values():
-        groups.setdefault(fingerprint(note["cause"]), []).append(note["cause"])
+    working = holders(store.path)
     live = [
         told
-        for suffix, holder in holders(store.path).items()
+        for suffix, holder in working.items()
         if (told := _told(store.path, suffix)) and holder in (0, told["process"])
     ]
     rates = [told["points_per_second"] for told in live]
@@ -193,22 +236,17 @@ def progress(store: Store) -> Progress:
         done=rows * cols - lacking,
         units=len(store.units),
         units_missing=len(missing),
-        failed=len(failures),
-        process=lock_holder(store.path),
-        causes={
-            collections.Counter(causes).most_common(1)[0][0]: len(causes)
-            for causes in groups.values()
-        },
+        failed=sum(len(failure.units) for failure in failed),
+        process=next(iter(working.values()), None),
+        causes={failure.cause: len(failure.units) for failure in failed},
         points_per_second=sum(rates) if rates else None,
         seconds_remaining=max(waits, default=None),
+        stopping=any(told["stopping"] for told in live),
         slots=[slot for told in live for slot in told["slots"]],
     )
 
 
 def _told(path: Path, suffix: str) -> dict[str, Any] | None:
     """What the process on duty last told; None if it has not told anything readable yet."""
-    try:
-        told = json.loads((path / "state" / f"status{suffix}.json").read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None  # it will tell again in a second
+    told = read_json(path / "state" / f"status{suffix}.json", {})  # it tells again in a second
     return told if told.keys() >= STATUS else None

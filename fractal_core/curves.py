@@ -1,4 +1,4 @@
-"""Curves that are read with the mouse: dimensions over scales, flips over distances, margins.
+"""Charts that are read with the mouse: losses, dimensions over scales, flips, margins.
 
 The colours are read on white and on black. What is measured is blue, a fit or a truth orange, and
 what is only there to compare with grey; the paper versions are those of `charts` and `plots`.
@@ -16,6 +16,8 @@ from PIL import Image as Picture
 
 from fractal_core.boundary import SafetyMargin, boundary_cells
 from fractal_core.dimension import Profile
+from fractal_core.figures import PALETTES
+from fractal_core.outcome import Outcome
 from fractal_core.pairs import PairsDimension
 from fractal_core.plane import Axis, Grid
 from fractal_core.roughness import Roughness
@@ -24,6 +26,58 @@ BLUE, ORANGE, GREY = "#3b82c4", "#d97706", "#8c8c8c"
 HEIGHT = 300
 SIDES = (116, 164, 212), (236, 178, 132)
 EDGE, MISSING = (20, 20, 20), (128, 128, 128)
+STEPS = alt.X("step:Q", title="step", axis=alt.Axis(labelSeparation=10))
+CLOSE = alt.Scale(type="log", nice=False, padding=6)
+"""Logarithms that do not reach out to whole decades: most losses stay within one."""
+
+
+def loss_chart(frame: pd.DataFrame, by: str) -> alt.Chart:
+    """The curves of several runs, of `singles.curves`, by `loss` or by its `ratio` to the first."""
+    title = "loss" if by == "loss" else "loss over the first loss"
+    return (
+        alt.Chart(frame, height=HEIGHT)
+        .mark_line(clip=True)
+        .encode(
+            x=STEPS,
+            y=alt.Y(f"{by}:Q", title=title, scale=CLOSE),
+            color=alt.Color("run:N", sort=None),
+            tooltip=["run", "step", "loss", "ratio"],
+        )
+    )
+
+
+def neighbours_chart(frame: pd.DataFrame) -> alt.Chart:
+    """The curves of a point and its neighbours, of `portrait.curves`, in colours of their outcomes."""
+    hues = alt.Scale(
+        domain=[outcome.name for outcome in Outcome], range=list(PALETTES["split"].outcomes)
+    )
+    return (
+        alt.Chart(frame, height=260)
+        .mark_line(clip=True)
+        .encode(
+            x=STEPS,
+            y=alt.Y("loss:Q", title="loss", scale=CLOSE),
+            color=alt.Color("outcome:N", scale=hues),
+            detail="run:N",
+            size=alt.condition("datum.run == 'here'", alt.value(3), alt.value(1)),
+            tooltip=["run", "outcome", "step", "loss"],
+        )
+    )
+
+
+def rate_chart(frame: pd.DataFrame) -> alt.Chart:
+    """Learning rates by step, of `singles.rates`, a line per group of parameters."""
+    return (
+        alt.Chart(frame, height=140)
+        .mark_line()
+        .encode(
+            x=STEPS,
+            y=alt.Y("rate:Q", title="learning rate"),
+            color=alt.Color("group:N", sort=None),
+            strokeDash=alt.StrokeDash("group:N", sort=None),
+            tooltip=["group", "step", "rate"],
+        )
+    )
 
 
 def boundary_png(labels: Bool[np.ndarray, "rows cols"]) -> bytes:
@@ -109,7 +163,7 @@ def profile_chart(
         base.mark_line(color=BLUE, strokeWidth=1.5).encode(y=y),
         base.mark_point(color=BLUE, filled=True, size=40, opacity=1).encode(y=y),
     ]
-    return _sized(alt.layer(*layers))
+    return alt.LayerChart(layer=layers, height=HEIGHT)
 
 
 def flips_chart(
@@ -170,7 +224,7 @@ def flips_chart(
             layers.append(
                 points.mark_point(color=BLUE, filled=filled, shape=shape, opacity=1).encode(y=y)
             )
-    return _sized(alt.layer(*layers))
+    return alt.LayerChart(layer=layers, height=HEIGHT)
 
 
 def pairs_chart(found: PairsDimension, unit: str, truth: float | None = None) -> alt.LayerChart:
@@ -206,7 +260,8 @@ def margin_chart(grid: Grid, margin: SafetyMargin, labels: tuple[str, str]) -> a
             alt.Tooltip("risk:Q", title="chance of failing", format=".2%"),
         ],
     )
-    return _sized(alt.layer(base.mark_point(color=BLUE, filled=True, size=25, opacity=1)))
+    points = base.mark_point(color=BLUE, filled=True, size=25, opacity=1)
+    return alt.LayerChart(layer=[points], height=HEIGHT)
 
 
 def _rows(profile: Profile, what: str, at: int) -> pd.DataFrame:
@@ -235,8 +290,3 @@ def _line(
 
 def _axis(exponents: bool = False) -> alt.Axis:
     return alt.Axis(format=".0e" if exponents else ".1~g", tickCount=6, labelOverlap=True)
-
-
-def _sized(chart: Any) -> alt.LayerChart:
-    # Lines of the grid that are pale on white are bright on black.
-    return chart.properties(width="container", height=HEIGHT).configure_axis(gridOpacity=0.3)

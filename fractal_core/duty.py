@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 import psutil
 
 from fractal_core.errors import Refused
-from fractal_core.files import DISK_TROUBLE, Files
+from fractal_core.files import DISK_TROUBLE, Files, read_lines
 
 U = TypeVar("U")
 
@@ -122,17 +122,7 @@ def _last_byte(file: IO[bytes]) -> bytes:
 
 def read_events(path: Path, share: Share = WHOLE) -> list[dict[str, Any]]:
     """The events of a run folder so far; a last line that is not finished is left out."""
-    try:
-        text = (path / "state" / f"events{share.suffix}.jsonl").read_bytes()
-    except FileNotFoundError:
-        return []
-    whole = text[: text.rfind(b"\n") + 1]
-    events = []
-    for line in whole.splitlines():
-        # A line torn by a crash was followed by those of the next process.
-        with contextlib.suppress(ValueError):
-            events.append(json.loads(line))
-    return events
+    return read_lines(path / "state" / f"events{share.suffix}.jsonl")
 
 
 @contextlib.contextmanager

@@ -15,17 +15,21 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fractal_core import duty
+from fractal_core import duty, redact
 from fractal_core.errors import Refused
-from fractal_core.files import Files
-from fractal_core.redact import redact
+from fractal_core.files import Files, read_json
 
 NOTE, LOG = "state/errand.json", "state/log.txt"
+PATIENCE = 60.0
+"""Seconds to wait for a process to begin."""
+
+LAST_WORDS = 5.0
+"""Seconds to wait for the log to be whole."""
+
 STOPPED = 130
 """The code of a command that was asked to stop and put its things in order."""
 
@@ -72,19 +76,12 @@ class Errand:
         )
 
 
-def start(
-    folder: Path,
-    command: Sequence[str],
-    environment: Mapping[str, str] | None = None,
-    patience: float = 60.0,
-) -> int:
+def start(folder: Path, command: Sequence[str]) -> int:
     """Have a process of its own run `python -m` a command for a folder; returns its id.
 
     Args:
         folder: Whose lock it holds; made if need be.
         command: A module and its arguments.
-        environment: Variables beside those of this process.
-        patience: Seconds to wait for it to begin.
 
     Raises:
         Refused: It ended at once; the sentence carries its last line.
@@ -96,22 +93,26 @@ def start(
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "fractal_core.errands", str(folder), *command],
-            env=os.environ | dict(environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     _begun.append(process)
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         holder = duty.lock_holder(folder)
-        if (worker := _note(folder).get("process")) in (holder, process.pid) and worker:
+        if (worker := read_json(folder / NOTE, {}).get("process")) in (
+            holder,
+            process.pid,
+        ) and worker:
             return worker
         if process.poll() is not None:
             break
         time.sleep(0.02)
-    if (worker := _note(folder).get("process")) == process.pid:  # it worked, and has ended
+    if (
+        worker := read_json(folder / NOTE, {}).get("process")
+    ) == process.pid:  # it worked, and has ended
         return process.pid
     if holder := duty.lock_holder(folder):  # another one was quicker
         return holder
@@ -123,23 +124,16 @@ def start(
 
 def last(folder: Path) -> Errand | None:
     """What was last begun in a folder, or None."""
-    note = _note(folder)
+    note = read_json(folder / NOTE, {})
     try:
         with (folder / LOG).open("rb") as log:
             log.seek(note["from"])
-            said = redact(log.read().decode(errors="replace"))
+            said = log.read().decode(errors="replace")
     except (OSError, KeyError):
         return None
     process = duty.lock_holder(folder)
     asked = (folder / "state" / "STOP").exists()
     return Errand(tuple(note["command"]), process, note["code"], said, asked)
-
-
-def _note(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / NOTE).read_bytes())
-    except (OSError, ValueError):
-        return {}
 
 
 def ask_to_stop(folder: Path) -> bool:
@@ -177,22 +171,50 @@ def perform(folder: Path, command: Sequence[str]) -> int:
             "code": None,
         }
         files.put_latest(NOTE, json.dumps(note).encode())
-        sys.argv = list(command)
-        try:
-            runpy.run_module(command[0], run_name="__main__", alter_sys=True)
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-            if isinstance(end.code, str):
-                print(end.code)
-        except KeyboardInterrupt:
-            code = STOPPED
-        except Exception:  # noqa: BLE001 - whatever it was is the last thing in the log
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
+        with _logged(folder / LOG):
+            code = _run(command)
         files.put_latest(NOTE, json.dumps(note | {"code": code}).encode())
     return code
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run `python -m` a command in this process; its exit code."""
+    sys.argv = list(command)
+    try:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        return STOPPED
+    except Exception:  # noqa: BLE001 - whatever it was is the last thing in the log
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def _logged(log: Path) -> Iterator[None]:
+    """What this process and its children say goes into a log without secrets, whole at the end."""
+    kept, (reading, writing) = [os.dup(stream) for stream in (1, 2)], os.pipe()
+    # A process, since no copy of one with a thread is safe, and commands fork workers.
+    filter_command = [sys.executable, "-I", redact.__file__, str(log)]
+    writer = subprocess.Popen(filter_command, stdin=reading, start_new_session=True)
+    for stream in (1, 2):
+        os.dup2(writing, stream)
+    os.close(reading)
+    os.close(writing)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, stream)
+            os.close(before)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a child that is left may hold on
+            writer.wait(LAST_WORDS)
 
 
 if __name__ == "__main__":

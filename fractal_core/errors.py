@@ -26,6 +26,11 @@ def as_ours(theirs: type[Exception]) -> Iterator[None]:
         raise Refused(str(error)) from None
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, as a part of a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def require_known(what: str, given: str, known: Iterable[str]) -> None:
     """Refuse a name that is not one of `known`, and say which was probably meant.
 

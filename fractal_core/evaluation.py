@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fractal_core.errors import Refused, require_known
+from fractal_core.errors import Refused, first_line, require_known
 from fractal_core.seeing import rate_interval
 
 BUILT_IN = ("kinds", "sums", "texts")
@@ -337,9 +337,8 @@ def _harness(reader: Reader, tasks: list[str], limit: int | None, folder: Path |
     except Refused:
         raise
     except Exception as error:  # noqa: BLE001 - data sets raise whatever their transport does
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise Refused(
-            f"{', '.join(tasks)} could not be asked ({reason[0]}); check the network, or ask "
+            f"{', '.join(tasks)} could not be asked ({first_line(error)}); check the network, or ask "
             f"{', '.join(BUILT_IN)}"
         ) from None
 

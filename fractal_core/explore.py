@@ -5,22 +5,22 @@ found by its id, so that the same view is never computed twice, in whatever way 
 """
 
 import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from fractal_core import control, experiments, machine, planner, sight
 from fractal_core.errors import Refused
 from fractal_core.files import Files
 from fractal_core.finetune import FineTune
+from fractal_core.outlook import duration
 from fractal_core.plane import Region
 from fractal_core.store import Store, read_recipe
-from fractal_core.sweep import MIN_ULPS, Sweep
+from fractal_core.sweep import Sweep
 
 MOST = {"grid": 1024, "steps": 100_000}
 """What an address may ask for; anybody can write one, and looking must stay cheap."""
@@ -50,21 +50,36 @@ class View:
 
 def runs(root: Path) -> list[str]:
     """Names of the run folders, newest first."""
-    found = [path.parent for path in root.glob("*/sweep.json")]
-    return [path.name for path in sorted(found, key=lambda p: -p.stat().st_mtime)]
+    dated = []
+    for path in root.glob("*/sweep.json"):
+        with contextlib.suppress(FileNotFoundError):  # somebody may be clearing up
+            dated.append((path.parent.stat().st_mtime, path.parent.name))
+    return [name for _, name in sorted(dated, reverse=True)]
 
 
 def maps(root: Path) -> list[str]:
     """Names of those that are maps and no single runs, newest first; unreadable ones are left out."""
-    return [name for name in runs(root) if _is_map(root / name)]
+    return [name for name in runs(root) if points(root / name) > 1]
 
 
-def _is_map(path: Path) -> bool:
+def points(path: Path) -> int:
+    """How many points a run folder has, 1 for a single run; 0 if its recipe cannot be read."""
     try:
         region = read_recipe(path)["region"]
-        return max(region["x"]["points"], region["y"]["points"]) > 1
+        return region["x"]["points"] * region["y"]["points"]
     except (Refused, OSError, KeyError, TypeError):
-        return False
+        return 0
+
+
+def require_name(name: str) -> str:
+    """The name of a run folder.
+
+    Raises:
+        Refused: It is empty, leads elsewhere, or would be hidden.
+    """
+    if not name or Path(name).name != name or name.startswith((".", "-")):
+        raise Refused(f"{name!r} is not the name of a run; use letters, digits and dashes")
+    return name
 
 
 def open_view(root: Path, name: str) -> View:
@@ -73,9 +88,7 @@ def open_view(root: Path, name: str) -> View:
     Raises:
         Refused: There is no such run, it cannot be read, or it is a single run and no map.
     """
-    if not name or Path(name).name != name or name.startswith("."):
-        raise Refused(f"{name!r} is not the name of a run; choose one of those in {root}")
-    store = experiments.read_run(root / name)
+    store = experiments.read_run(root / require_name(name))
     if store.sweep.grid.shape == (1, 1):
         raise Refused(f"{name} is a single run and has no map; choose another one")
     parent = _parent_of(root, name)
@@ -95,8 +108,8 @@ def opened(root: Path, name: str) -> View | None:
 def _parent_of(root: Path, name: str) -> str:
     """The name of the run that a run was zoomed out of, or nothing."""
     try:
-        parent = json.loads((root / name / "origin.json").read_bytes())["parent"]
-    except (OSError, ValueError, KeyError, TypeError):
+        parent = require_name(json.loads((root / name / "origin.json").read_bytes())["parent"])
+    except (Refused, OSError, ValueError, KeyError, TypeError):
         return ""
     return parent if (root / parent / "sweep.json").exists() else ""
 
@@ -236,26 +249,44 @@ def zoomed(root: Path, view: View, box: Sequence[float], grid: int | None = None
         Refused: Neighbouring values would be too close for the arithmetic; by the seeing of this
             view most of the zoom would be rounding; or weights or data are not there.
     """
-    sweep = view.sweep.zoom(view.sweep.region.drag(box, grid, grid))
+    sweep = inside(view, box, grid, grid)
+    return view_of(root, sweep, label_of(view.name), parent=view.path if view.store else None)
+
+
+def inside(view: View, box: Sequence[float], rows: int | None, cols: int | None) -> Sweep:
+    """The recipe of a dragged rectangle of a view; left out, rows and columns are the view's.
+
+    Raises:
+        Refused: It would show rounding: neighbours are too close, or so says the run's seeing.
+    """
+    sweep = view.sweep.zoom(view.sweep.region.drag(box, rows, cols))
     sweep.require_resolution()
     if view.store is not None:
         sight.require_sight(view.store, sweep)
-    label = view.name.rpartition("-")[0] or view.name
-    return view_of(root, sweep, label, parent=view.path if view.store else None)
+    return sweep
 
 
-def begin(view: View) -> View:
+def label_of(name: str) -> str:
+    """What the names of a run and of its zooms have in common."""
+    return name.rpartition("-")[0] or name
+
+
+def begin(view: View, options: Sequence[str] = ()) -> View:
     """Make the run folder of a view if need be, and have a process work on what is missing.
 
     However often and from wherever this is called, one process works on a run, and a finished
     one is left alone.
+
+    Args:
+        view: The view.
+        options: Of `fractal run`.
     """
     store = Store.create(view.path, view.sweep)
     if view.parent is not None:
         origin = json.dumps({"parent": view.parent.name}).encode()
         Files(view.path).put_once("origin.json", origin)
     if store.missing():
-        control.start_detached(view.path)
+        control.start_detached(view.path, options)
     return replace(view, store=store)
 
 
@@ -317,9 +348,8 @@ def cost(view: View, like: View | None = None) -> Cost:
     missing = rows * cols
     if view.store is not None:
         missing = sum(unit.size for unit in view.store.missing())
-    digits = float(np.log10(max(view.sweep.ulps / MIN_ULPS, 1)))
     each = _seconds_per_run(view, like) if missing else 0.0
-    return Cost(missing, None if each is None else missing * each, digits)
+    return Cost(missing, None if each is None else missing * each, view.sweep.digits)
 
 
 def _seconds_per_run(view: View, like: View | None) -> float | None:
@@ -346,14 +376,6 @@ def _at_once(view: View) -> int:
         return 1
 
 
-def duration(seconds: float) -> str:
-    """A time for a person."""
-    for unit, length in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
-
-
 def places(root: Path) -> dict[str, dict[str, str]]:
     """Addresses worth knowing, by name: bookmarks, and the six published windows."""
     kept = {f"★ {name}": {"run": run} for name, run in bookmarks(root).items()}
@@ -372,12 +394,25 @@ def bookmarks(root: Path) -> dict[str, str]:
 
 def bookmark(root: Path, name: str, run: str) -> None:
     """Give a run a name."""
-    _keep(root, bookmarks(root) | {name: run})
+    with _alone(root):
+        _keep(root, bookmarks(root) | {name: run})
 
 
 def forget(root: Path, run: str) -> None:
     """Take a run's names away; the run stays."""
-    _keep(root, {name: kept for name, kept in bookmarks(root).items() if kept != run})
+    with _alone(root):
+        _keep(root, {name: kept for name, kept in bookmarks(root).items() if kept != run})
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Nobody else changes bookmarks meanwhile: two tabs may."""
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _keep(root: Path, kept: dict[str, str]) -> None:
@@ -389,3 +424,7 @@ def may_control(mode: str | None) -> bool:
     that was allowed when it was opened (`fractal open --allow-control`), never from a script.
     """
     return mode == "edit" or (mode == "run" and os.environ.get("FRACTAL_ALLOW_CONTROL") == "1")
+
+
+CLOSED = "open with --allow-control to start or stop anything"
+"""What a button says that is disabled for want of that."""

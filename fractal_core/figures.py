@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, UInt8
+from jaxtyping import Bool, Float, Float64, UInt8
 from matplotlib import colormaps, style
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
-from fractal_core.errors import Refused
+from fractal_core.errors import Refused, require_known
 from fractal_core.files import Files
 from fractal_core.plane import Grid, Region
 from fractal_core.sheet import (
@@ -35,6 +35,7 @@ from fractal_core.sheet import (
     STYLE,
     TICK,
     Sheet,
+    require_width,
     text_width,
     wrap,
 )
@@ -50,7 +51,7 @@ RECIPES = {".png": "Comment", ".pdf": "Keywords", ".svg": "Description"}
 
 PALE = 0.25
 MISSING = "#b0b0b0"
-WIDTHS = 70, 400
+NARROWEST = 70
 RING, CLOSE, TINY = 5.0, 5.5, 0.015
 
 
@@ -73,6 +74,8 @@ PALETTES = {
     "split": Palette(_split(), ("#2474bd", "#fac765", "#8a3604")),
     "paper": Palette(colormaps["Spectral_r"], ("#3288bd", "#fdae61", "#9e0142")),
 }
+WALK = np.concatenate([-np.linspace(PALE, 1, 256), np.linspace(1, PALE, 256)]) / 2 + 0.5
+"""All colours of the sides of a palette, from trained fast over the boundary to blown up fast."""
 
 
 def equalise(
@@ -124,9 +127,8 @@ def paint(
     reference: Sequence[np.ma.MaskedArray] = (),
 ) -> UInt8[np.ndarray, "rows cols 3"]:
     """The colours of a map, one per cell, row 0 at the lowest y; missing cells are grey."""
-    for what, name, known in (("palette", palette, PALETTES), ("quantity", quantity, QUANTITIES)):
-        if name not in known:
-            raise Refused(f"{what} {name!r} is not one of {', '.join(known)}")
+    require_known("palette", palette, PALETTES)
+    require_known("quantity", quantity, QUANTITIES)
     if quantity == "outcome":
         table = np.array([to_rgb(c) for c in (MISSING, *PALETTES[palette].outcomes)])
         return (table * 255).round().astype(np.uint8)[image.outcome.filled(0)]
@@ -136,6 +138,17 @@ def paint(
         ]
     sides = PALETTES[palette].sides.with_extremes(bad=MISSING)
     return sides((equalise(image.measure, reference) + 1) / 2, bytes=True)[..., :3]
+
+
+def light_of(colours: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Linear light of sRGB colours, both from 0 to 1; what is mixed is mixed in light."""
+    return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+
+
+def printed(light: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """The sRGB colours, 0 to 255, of linear light from 0 to 1."""
+    codes = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+    return np.round(codes * 255).astype(np.uint8)
 
 
 def ranks(values: np.ma.MaskedArray) -> np.ma.MaskedArray:
@@ -177,18 +190,13 @@ def map_figure(
     Raises:
         Refused: No such palette or quantity, an unreasonable width, or a child that sticks out.
     """
-    if not WIDTHS[0] <= width_mm <= WIDTHS[1]:
-        raise Refused(f"a width of {width_mm} mm; choose between {WIDTHS[0]} and {WIDTHS[1]} mm")
+    require_width(width_mm, NARROWEST)
     colours = paint(image, palette=palette, quantity=quantity)
     with style.context(["default", STYLE]):
         page = Page(float(width_mm), image.grid.region, labels)
         page.paragraph(title or "", LARGE, page.left)
         if quantity == "measure":
-            page.bar(
-                np.concatenate([-np.linspace(PALE, 1, 256), np.linspace(1, PALE, 256)]) / 2 + 0.5,
-                PALETTES[palette].sides,
-                ("trained faster", "slower", "slower", "blew up faster"),
-            )
+            measure_bar(page, palette)
         elif quantity != "outcome":
             ends = (
                 ("lower final loss", "higher")
@@ -199,9 +207,7 @@ def map_figure(
         missing = missing_swatch(np.ma.getmaskarray(image.outcome))
         page.legend(outcome_swatches(palette, quantity) + missing)
         axes = page.map_axes(image.grid)
-        # "none" is what leaves the picture at native pixels in a PDF; "nearest" resamples it.
-        extent = (0, colours.shape[1], 0, colours.shape[0])
-        axes.imshow(colours, origin="lower", aspect="auto", interpolation="none", extent=extent)
+        draw_cells(axes, colours)
         if child is not None:
             _locate(axes, _box(image.grid, child), page.side)
         page.paragraph(caption or "", SMALL, MARGIN)
@@ -280,7 +286,7 @@ class Page(Sheet):
         widest = max(text_width(text, SMALL) for text in marks[1].labels)
         left = MARGIN + len(self.labels[1]) * LINE * NORMAL + GAP + widest + GAP + TICK
         first, last = (text_width(marks[0].labels[end], SMALL) / 2 for end in (0, -1))
-        self.between = first + last + 2 * GAP
+        self.between = first + last + 4 * GAP
         free = width - left - max(MARGIN, last + GAP) - (across - 1) * self.between
         super().__init__(width, left, min(free / across, most))
 
@@ -317,6 +323,20 @@ def _sparse(at: Float64[np.ndarray, " n"], texts: Sequence[str], across: bool) -
         kept.append(text if clear else "")
         free = place + max(half + 2 * GAP, CLOSE - half) if clear else free
     return kept
+
+
+def measure_bar(sheet: Sheet, palette: str, width: float | None = None) -> None:
+    """The colour bar of a measure; left out, `width` is that of a map."""
+    ends = "trained faster", "slower", "slower", "blew up faster"
+    sheet.bar(WALK, PALETTES[palette].sides, ends, width)
+
+
+def draw_cells(axes: Axes, colours: UInt8[np.ndarray, "rows cols 3"]) -> None:
+    """A colour for every cell, in units of cells, row 0 at the bottom."""
+    rows, cols = colours.shape[:2]
+    # "none" is what leaves the picture at native pixels in a PDF; "nearest" resamples it.
+    extent = (0, cols, 0, rows)
+    axes.imshow(colours, origin="lower", aspect="auto", interpolation="none", extent=extent)
 
 
 def outcome_swatches(palette: str, quantity: str) -> list[tuple[str, str]]:

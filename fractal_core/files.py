@@ -1,11 +1,13 @@
-"""Named bytes under one folder, written whole or not at all."""
+"""Named bytes under one folder, written whole or not at all; and files that grow line by line."""
 
 import contextlib
 import errno
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fractal_core.errors import Refused
 
@@ -94,3 +96,28 @@ class Files:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """What a JSON file holds, or the default while it is not there or not whole."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return default
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that may be growing, see `objects`; none if it is not there."""
+    try:
+        return objects(path.read_bytes())
+    except FileNotFoundError:
+        return []
+
+
+def objects(data: bytes) -> list[dict[str, Any]]:
+    """The JSON objects of whole lines; one that was torn by a crash is left out."""
+    found = []
+    for line in data[: data.rfind(b"\n") + 1].splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [each for each in found if isinstance(each, dict)]

@@ -21,7 +21,7 @@ palest colour, which would outline the boundary in white.
 import importlib.util
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,12 +32,14 @@ from PIL import Image as Picture
 from PIL import ImageDraw, ImageFont
 
 from fractal_core.errors import Refused, require_known
-from fractal_core.figures import MISSING, PALETTES, equalise
+from fractal_core.figures import MISSING, PALETTES, equalise, light_of, printed
 from fractal_core.plane import Axis, Region
+from fractal_core.sheet import DOTS, INCH
 from fractal_core.store import Image
 from fractal_core.ticks import digits_of, number, power_of_ten
 
-SIZES = 96, 2160
+SIZE, SIZES = 480, (96, 2160)
+SUFFIXES = ".mp4", ".gif"
 RATE, PER_FACTOR, HOLD = 24, 24, 12
 EDGE, LEVELS = 10, 1024
 FINEST = 4
@@ -96,6 +98,16 @@ def _fixed(start: float, length: float) -> float:
     return start / (1 - length) if length < 1 else 0.0
 
 
+def pixels(width_mm: int) -> int:
+    """The edge of the map, in pixels, of frames that are so wide at 300 dots per inch."""
+    return (round(width_mm / INCH * DOTS) - 2 * EDGE) // 2 * 2
+
+
+def area(region: Region) -> float:
+    """Drawn area of a region; a film goes from the largest to the smallest."""
+    return region.x.span * region.y.span
+
+
 def box_of(outer: Region, inner: Region) -> Window:
     """Where a region lies in another, in fractions of its drawn lengths.
 
@@ -127,7 +139,7 @@ def chain(images: Sequence[Image]) -> list[Link]:
     """
     if not images:
         raise Refused("a film needs a run; name one or more")
-    order = sorted(images, key=lambda image: -image.grid.region.x.span * image.grid.region.y.span)
+    order = sorted(images, key=lambda image: area(image.grid.region), reverse=True)
     links = []
     for here, there in zip(order, [*order[1:], None], strict=True):
         whole = (0.0, 0.0, 1.0, 1.0)
@@ -143,8 +155,9 @@ def frames(
     labels: tuple[str, str],
     *,
     palette: str = "split",
-    size: int = 480,
+    size: int = SIZE,
     per_factor: int = PER_FACTOR,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
     """The frames of a film through maps, each with its place, its scale and how far it has zoomed.
 
@@ -154,6 +167,7 @@ def frames(
         palette: A name in `figures.PALETTES`.
         size: Edge of the square of the map, in pixels.
         per_factor: Frames in which the view shrinks by two.
+        tell: Is told how many views are drawn, and how many there are.
 
     Raises:
         Refused: The maps are no chain, or there is no such palette or size.
@@ -161,28 +175,31 @@ def frames(
     require_known("palette", palette, PALETTES)
     if not SIZES[0] <= size <= SIZES[1] or per_factor < 1:
         raise Refused(f"a map of {size} pixels; choose {SIZES[0]} to {SIZES[1]}, and some frames")
-    return _frames(chain(images), labels, palette, size // 2 * 2, per_factor)
+    return _frames(chain(images), _Paper(labels, size // 2 * 2), _table(palette), per_factor, tell)
 
 
 def _frames(
-    links: list[Link], labels: tuple[str, str], palette: str, size: int, per_factor: int
+    links: list[Link],
+    paper: "_Paper",
+    table: Float32[np.ndarray, "levels 3"],
+    per_factor: int,
+    tell: Callable[[int, int], None],
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-    paper, zoomed = _Paper(labels, size), 1.0
-    table = _table(palette)
+    factors = [math.sqrt(link.box[2] * link.box[3]) for link in links]
+    counts = [max(1, round(-per_factor * math.log2(factor))) for factor in factors]
+    done, zoomed = 0, 1.0
     frame = np.zeros((0, 0, 3), np.uint8)
-    for place, link in enumerate(links):
+    for link, factor, count in zip(links, factors, counts, strict=True):
         blend = _Blend(link)
-        _, _, width, height = link.box
-        area = width * height
-        count = max(1, round(-per_factor * math.log2(area) / 2)) if link.there else 1
-        for step in range(count):
-            share = step / count
+        for share in (np.arange(count) / count).tolist():
             window = _view(link.box, share)
-            seen = _printed(blend.light(window, share, size, table))
-            frame = paper.frame(seen, link.here.grid.region, window, zoomed / area ** (share / 2))
-            # The film rests where it begins.
-            yield from [frame] * (HOLD if (place, step) == (0, 0) else 1)
-        zoomed /= math.sqrt(area)
+            seen = printed(blend.light(window, share, paper.size, table))
+            frame = paper.frame(seen, link.here.grid.region, window, zoomed / factor**share)
+            done += 1
+            tell(done, sum(counts))
+            # The film rests where it begins, and where it ends.
+            yield from [frame] * (HOLD if done == 1 else 1)
+        zoomed /= factor
     yield from [frame] * (HOLD - 1)
 
 
@@ -251,14 +268,7 @@ def _level(ranks: Float64[np.ndarray, "m n"]) -> Int64[np.ndarray, "m n"]:
 def _table(palette: str) -> Float32[np.ndarray, "levels 3"]:
     """Colours of ranks from -1 to 1, and then of what is missing, as linear light."""
     colours = PALETTES[palette].sides(np.linspace(0, 1, LEVELS))[:, :3]
-    colours = np.concatenate([colours, [to_rgb(MISSING)]]).astype(np.float32)
-    light = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    return light.astype(np.float32)
-
-
-def _printed(light: Float32[np.ndarray, "size size 3"]) -> UInt8[np.ndarray, "size size 3"]:
-    codes = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
-    return np.round(codes * 255).astype(np.uint8)
+    return light_of(np.concatenate([colours, [to_rgb(MISSING)]])).astype(np.float32)
 
 
 class _Paper:
@@ -335,17 +345,18 @@ def encode(
     """
     if not 1 <= rate <= 60:
         raise Refused(f"{rate} frames per second; choose 1 to 60")
-    if suffix.lower() not in (".mp4", ".gif"):
-        raise Refused(f"{suffix!r} is no film; choose .mp4 or .gif")
+    require_encoder(suffix)
     return (_mp4 if suffix.lower() == ".mp4" else _gif)(film, rate, recipe)
 
 
 def require_encoder(suffix: str) -> None:
-    """Make sure of the encoder of a kind of film.
+    """Make sure, before frames are drawn, that such a film can be written here.
 
     Raises:
-        Refused: It cannot be written here.
+        Refused: It is neither `.mp4` nor `.gif`, or the encoder is not installed.
     """
+    if suffix.lower() not in SUFFIXES:
+        raise Refused(f"{suffix!r} is no film; choose {' or '.join(SUFFIXES)}")
     if suffix.lower() == ".mp4" and importlib.util.find_spec("av") is None:
         raise Refused(
             "an MP4 is written with the package av; run `uv sync --extra film`, or write a .gif"
@@ -353,7 +364,6 @@ def require_encoder(suffix: str) -> None:
 
 
 def _mp4(film: Iterable[np.ndarray], rate: int, recipe: str) -> bytes:
-    require_encoder(".mp4")
     import av  # an extra
 
     buffer = io.BytesIO()

@@ -19,8 +19,8 @@ from fractal_core import adaptive, experiments, pairing, sight
 from fractal_core.dimension import Dimension, Profile
 from fractal_core.files import Files
 from fractal_core.nulls import Verdict
-from fractal_core.outcome import WINDOW
-from fractal_core.pairing import SIDES, Request, Which
+from fractal_core.outcome import SIDES, WINDOW, Which
+from fractal_core.pairing import Request
 from fractal_core.pairs import Budget, PairsDimension
 from fractal_core.roughness import Roughness, roughness
 from fractal_core.seeing import Rate, Seeing
@@ -179,10 +179,13 @@ def in_words(found: Dimension | PairsDimension) -> str:
     return f"{value:.3f} (95 %: {ends[0]:.3f} to {ends[1]:.3f})"
 
 
-def companions(store: Store, found: Roughness, jitter: float) -> list[tuple[str, str]]:
+def companions(
+    store: Store, found: Roughness, which: Which, jitter: float
+) -> list[tuple[str, str]]:
     """What stands beside a dimension, as names and texts; a name may go on in the next row.
 
     Args:
+        which: The boundary that was measured.
         jitter: Of the safety margin, in per cent.
     """
     box, entropy = found.box, found.entropy
@@ -206,26 +209,26 @@ def companions(store: Store, found: Roughness, jitter: float) -> list[tuple[str,
             f"(ln 2 = 0.693: {proof})"
         )
         rows.append(("", text))
-    return [*rows, ("safety margin", _margin_in_words(store, found, jitter))]
+    return [*rows, ("safety margin", _margin_in_words(store, found, which, jitter))]
 
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
 
 
-def _margin_in_words(store: Store, found: Roughness, jitter: float) -> str:
+def _margin_in_words(store: Store, found: Roughness, which: Which, jitter: float) -> str:
     if found.margin is None:
         return f"none: {found.no_margin}"
     x = store.sweep.labels[0]
     largest = found.margin.largest
     if largest.max() < 0:
-        return f"none: nowhere do at most 1 % of runs fail under +-{jitter:g} % jitter"
+        return f"none: nowhere are at most 1 % of runs not {which} under +-{jitter:g} % jitter"
     row = int(np.argmax(largest))
     grid = store.sweep.grid
     safe = np.count_nonzero(largest >= 0)
     return (
-        f"{x} up to {grid.x[largest[row]]:.4g} with at most 1 % chance of failing under "
-        f"+-{jitter:g} % jitter, at {store.sweep.labels[1]} {grid.y[row]:.4g} "
+        f"{x} up to {grid.x[largest[row]]:.4g} with at most 1 % chance of not being {which} "
+        f"under +-{jitter:g} % jitter, at {store.sweep.labels[1]} {grid.y[row]:.4g} "
         f"({safe} of {len(grid.y)} rows have such a value)"
     )
 

@@ -1,14 +1,14 @@
-"""What the pages of sweeps and single runs are built of: input fields for recipes, and curves."""
+"""What pages are built of: input fields for recipes, tables, charts, and answers to clicks."""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import altair as alt
 import marimo as mo
 import pandas as pd
 
 from fractal_core import experiments, planner
+from fractal_core.errors import Refused
 
 LARGEST_EDGE, LARGEST_SEED = 16384, 2**31
 
@@ -71,41 +71,24 @@ def of_plane(axes: mo.ui.array, fields: mo.ui.dictionary) -> mo.Html:
     return mo.vstack([*ends, line(*(fields[name] for name in ("columns", "rows", "seed")))])
 
 
-def loss_chart(frame: pd.DataFrame, by: str) -> mo.Html:
-    """Curves of several runs, by loss or by its ratio to the first one."""
-    title = "loss" if by == "loss" else "loss over the first loss"
-    chart = alt.Chart(frame).mark_line(clip=True)
-    return _shown(
-        chart.encode(
-            x=alt.X("step:Q", title="step"),
-            y=alt.Y(f"{by}:Q", title=title, scale=alt.Scale(type="log")),
-            color=alt.Color("run:N", sort=None),
-            tooltip=["run", "step", "loss", "ratio"],
-        ),
-        height=300,
-    )
-
-
-def rate_chart(frame: pd.DataFrame) -> mo.Html:
-    """Learning rates by step, a line per group of parameters."""
-    return _shown(
-        alt.Chart(frame)
-        .mark_line()
-        .encode(
-            x=alt.X("step:Q", title="step"),
-            y=alt.Y("rate:Q", title="learning rate"),
-            color=alt.Color("group:N", sort=None),
-            strokeDash=alt.StrokeDash("group:N", sort=None),
-            tooltip=["group", "step", "rate"],
-        ),
-        height=140,
-    )
-
-
-def _shown(chart: alt.Chart, height: int) -> mo.Html:
+def shown(chart: Any) -> mo.Html:
+    """A chart that is only looked at, as wide as there is room."""
     # Lines of the grid that are pale on white are bright on black.
-    wide = chart.properties(width="container", height=height).configure_axis(gridOpacity=0.3)
+    wide = chart.properties(width="container").configure_axis(gridOpacity=0.3)
     return mo.ui.altair_chart(wide, chart_selection=False, legend_selection=False)
+
+
+def attempting(tell: Callable[[str], None]) -> Callable[[Callable[[], object]], None]:
+    """What does something, or tells in a sentence why it cannot be done."""
+
+    def attempt(action: Callable[[], object]) -> None:
+        try:
+            tell("")
+            action()
+        except (Refused, OSError) as error:
+            tell(str(error))
+
+    return attempt
 
 
 def table(frame: pd.DataFrame, **options: Any) -> mo.ui.table:

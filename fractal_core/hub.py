@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fractal_core.errors import Refused
+from fractal_core.errors import Refused, first_line
 
 ATTEMPTS = 5
 """How often the Hub is asked before it counts as out of reach; pauses grow to half a minute."""
@@ -197,9 +197,8 @@ def asked(what: str, question: Callable[[], T]) -> T:
             raise Refused(
                 f"{what} is not stored here and HF_HUB_OFFLINE is set; fetch it once without"
             ) from None
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise Refused(
-            f"{what} is not stored here and the Hub does not give it ({reason}); try again with "
+            f"{what} is not stored here and the Hub does not give it ({first_line(error)}); try again with "
             "a network, what was fetched is kept"
         ) from None
 
@@ -232,9 +231,8 @@ def _readable(folder: Path) -> Iterator[None]:
     except Refused:
         raise
     except errors as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise Refused(
-            f"{folder} does not read as a data set ({reason}); remove it to fetch it anew"
+            f"{folder} does not read as a data set ({first_line(error)}); remove it to fetch it anew"
         ) from None
 
 

@@ -16,27 +16,17 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
-from fractal_core import worker
+from fractal_core import machine, worker
 from fractal_core.agenda import Exit, Order
 from fractal_core.machine import Slot
-from fractal_core.redact import redact
+from fractal_core.redact import CappedLog
 
-ALLOWED = (
-    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "SHELL", "VIRTUAL_ENV"),
-    *("PYTHONPATH", "PYTHONHASHSEED", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_DEVICE_ORDER"),
-    *("XDG_CACHE_HOME", "FRACTAL_STORAGE", "HF_HOME", "HF_HUB_OFFLINE", "NANOCHAT_BASE_DIR"),
-    "SSL_CERT_FILE",
-)
-ALLOWED_STEMS = ("LC_", "NUMBA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCHINDUCTOR_")
 MARK = "FRACTAL_WORKER"
 """In the environment of a worker and of all that it starts, so that none of them can hide."""
-
-LOG_BYTES = 64 * 2**20
-TAIL_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -60,77 +50,7 @@ class Patience:
 
 def clean_environment(slot: Slot, mark: str) -> dict[str, str]:
     """What a worker inherits: an allow-list, so that no key or token is in what it may print."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in ALLOWED or name.startswith(ALLOWED_STEMS)
-    }
-    return kept | slot.environment | {MARK: mark, "PYTHONUNBUFFERED": "1"}
-
-
-class CappedLog:
-    """A log file that keeps the beginning and the end of a flood, without secrets.
-
-    Args:
-        path: The file; it is made when there is something to write.
-        most: Bytes that are written as they come. Of what follows the end is kept.
-    """
-
-    def __init__(self, path: Path, most: int = LOG_BYTES):
-        self.path, self._most = path, most
-        self._written = self._skipped = 0
-        self._rest = b""
-        self._tail: collections.deque[bytes] = collections.deque()
-        self._tail_bytes = 0
-        self._file: IO[bytes] | None = None
-
-    def write(self, data: bytes) -> None:
-        """Take in what was said; whole lines at a time, so that no secret is cut in two."""
-        lines, end, self._rest = (self._rest + data).rpartition(b"\n")
-        if end:
-            self._lines(lines + end)
-        if len(self._rest) > TAIL_BYTES:
-            self._lines(self._rest)
-            self._rest = b""
-
-    def _lines(self, lines: bytes) -> None:
-        self._tail.append(lines)
-        self._tail_bytes += len(lines)
-        while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
-            self._tail_bytes -= len(self._tail.popleft())
-        if self._skipped or self._written + len(lines) > self._most:
-            self._skipped += len(lines)
-            return
-        lines = _clean(lines)
-        self._written += len(lines)
-        with contextlib.suppress(OSError):  # a full disk must not end the work that is logged
-            if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("ab", buffering=0)
-            self._file.write(lines)
-
-    @property
-    def end(self) -> str:
-        """The last 4 KB of what was said."""
-        return _clean(b"".join(self._tail)).decode()[-4096:]
-
-    def close(self) -> None:
-        """Write the end of what did not fit."""
-        if self._rest:
-            self._lines(self._rest)
-            self._rest = b""
-        if self._file is None:
-            return
-        with contextlib.suppress(OSError), self._file:
-            if self._skipped:
-                tail = b"".join(self._tail)
-                left_out = max(0, self._skipped - len(tail))
-                self._file.write(b"\n[%d bytes left out]\n\n" % left_out + _clean(tail))
-        self._file = None
-
-
-def _clean(said: bytes) -> bytes:
-    return redact(said.decode(errors="replace")).encode()
+    return machine.inherited() | slot.environment | {MARK: mark, "PYTHONUNBUFFERED": "1"}
 
 
 Gaps = collections.deque[float]

@@ -11,6 +11,14 @@ from pathlib import Path
 
 from fractal_core.errors import Refused
 
+ALLOWED = (
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "SHELL", "VIRTUAL_ENV"),
+    *("PYTHONPATH", "PYTHONHASHSEED", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_DEVICE_ORDER"),
+    *("XDG_CACHE_HOME", "FRACTAL_STORAGE", "HF_HOME", "HF_HUB_OFFLINE", "NANOCHAT_BASE_DIR"),
+    "SSL_CERT_FILE",
+)
+ALLOWED_STEMS = ("LC_", "NUMBA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCHINDUCTOR_")
+
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "jax", "matplotlib")
 
 
@@ -21,6 +29,15 @@ def cpu_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def inherited() -> dict[str, str]:
+    """What a worker is given of this process's environment; no key or token is among it."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in ALLOWED or name.startswith(ALLOWED_STEMS)
+    }
 
 
 def device() -> str:

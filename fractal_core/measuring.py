@@ -5,16 +5,12 @@ under the lock of the folder, like anybody. As errands they have a folder of the
 whose lock says that they are there also while they only calculate.
 """
 
-import contextlib
-import os
-import signal
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fractal_core import errands
+from fractal_core import control, errands
 
 Command = Literal["pairs", "seeing"]
 
@@ -84,13 +80,4 @@ def stop(path: Path, patience: float = 5.0) -> bool:
     Raises:
         Refused: It is measured on another machine.
     """
-    found = errands.last(path / FOLDER)
-    if found is None or not errands.ask_to_stop(path / FOLDER):
-        return False
-    deadline = time.monotonic() + patience
-    while (now := errands.last(path / FOLDER)) and found.process and now.process == found.process:
-        if time.monotonic() > deadline:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(found.process, signal.SIGKILL)
-        time.sleep(0.02)
-    return True
+    return control.stop(path / FOLDER, patience)

@@ -26,6 +26,7 @@ from fractal_core import control, figures, tracking
 from fractal_core.dimension import dimension
 from fractal_core.duty import lock_holder
 from fractal_core.errors import Refused
+from fractal_core.files import read_json
 from fractal_core.outcome import is_trainable
 from fractal_core.roughness import pitch_of
 from fractal_core.store import Image, Store, exported
@@ -187,13 +188,13 @@ class _Mirror:
         path = self.store.path
         rows = tracking.curve(path)
         record.steps(rows)
-        if samples := tracking.note(path, "samples.json", []):
+        if samples := read_json(path / "single" / "samples.json", []):
             texts = [
                 [tracking.clean(sample.get(n)) for n in tracking.SAMPLES] for sample in samples
             ]
             record.table("samples", tracking.SAMPLES, texts)
         memory = [row["memory"] for row in rows if "memory" in row]
-        told = tracking.note(path, "result.json", {})
+        told = read_json(path / "single" / "result.json", {})
         told.pop("checkpoint", None)  # where it lies on this machine
         record.summary(told | ({"peak_memory": max(memory)} if memory else {}))
         files = {"sweep.json": self._file("sweep.json")}

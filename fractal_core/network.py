@@ -49,9 +49,9 @@ def sweep_of(experiment: TinyNetworks, point: tuple[float, float], seed: int) ->
     return Sweep.over(experiment, Region(*axes), seed)
 
 
-def recorded(steps: int) -> Int64[np.ndarray, " rows"]:
-    """The steps whose losses are written: all, or a thousand evenly spaced, both ends included."""
-    return np.unique(np.linspace(0, steps - 1, min(steps, MOST_ROWS)).astype(np.int64))
+def recorded(steps: int, most: int = MOST_ROWS) -> Int64[np.ndarray, " rows"]:
+    """The steps that are kept: all, or `most` evenly spaced, both ends included."""
+    return np.linspace(0, steps - 1, min(steps, most)).astype(np.int64)
 
 
 def train(store: Store, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ of those that did not train into UNTRAINABLE and DIVERGED is ours.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, UInt8
@@ -135,6 +136,12 @@ def is_trainable(outcome: UInt8[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*sha
 def is_stable(outcome: UInt8[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
     """The side of the stability boundary: TRAINABLE or UNTRAINABLE."""
     return outcome <= Outcome.UNTRAINABLE
+
+
+Which = Literal["trainable", "stable"]
+"""Of two boundaries: between TRAINABLE and not, or between what did not diverge and what did."""
+
+SIDES = {"trainable": is_trainable, "stable": is_stable}
 
 
 class Tally:

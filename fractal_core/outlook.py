@@ -110,3 +110,18 @@ class Outlook:
 
 def _centre(unit: Unit) -> tuple[float, float]:
     return sum(unit.rows) / 2, sum(unit.cols) / 2
+
+
+def duration(seconds: float) -> str:
+    """A time for a person."""
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
+
+
+def pace(points_per_second: float) -> str:
+    """How fast runs are for a person, or how long one takes where that says more."""
+    if 0 < points_per_second < 1:
+        return f"{1 / points_per_second:.3g} s per point"
+    return f"{points_per_second:,.0f} points/s"

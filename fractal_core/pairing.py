@@ -20,16 +20,14 @@ from jaxtyping import Bool, Float64, Int64
 from fractal_core import nulls, pairs, straddle, survey
 from fractal_core.errors import Refused
 from fractal_core.nulls import Reading, Verdict
-from fractal_core.outcome import is_stable, is_trainable
+from fractal_core.outcome import SIDES, Which
 from fractal_core.pairs import Budget, PairsDimension
 from fractal_core.plane import Grid
 from fractal_core.seeing import Rate, finest, length_of, nudged, require_real, unit_of
 from fractal_core.store import Store
 from fractal_core.survey import Cost, Hire, Tell
 
-Which = Literal["trainable", "stable"]
 Bases = Literal["focused", "chords"]
-SIDES = {"trainable": is_trainable, "stable": is_stable}
 
 COARSEST = 24
 PILOT = Budget(100, 8, (0, 0))

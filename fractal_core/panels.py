@@ -6,6 +6,7 @@ not* and *stability* are the two labels whose boundaries are measured. Page, tic
 are those of `figures`.
 """
 
+from string import ascii_lowercase as LETTERS
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,11 +18,22 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
 from fractal_core import figures
-from fractal_core.errors import Refused
 from fractal_core.figures import BLUES, MISSING, PALETTES, Page
 from fractal_core.outcome import is_stable, is_trainable
 from fractal_core.plane import Axis
-from fractal_core.sheet import BAR, GAP, LARGE, LINE, MARGIN, POINT, SMALL, STYLE, text_width, wrap
+from fractal_core.sheet import (
+    BAR,
+    GAP,
+    LARGE,
+    LINE,
+    MARGIN,
+    POINT,
+    SMALL,
+    STYLE,
+    require_width,
+    text_width,
+    wrap,
+)
 from fractal_core.store import Image
 from fractal_core.ticks import MINUS, power_of_ten, ticks
 
@@ -43,9 +55,9 @@ CLIP = 2.0
 DECADES = 2
 """Losses that span more of them are drawn on a scale of logarithms."""
 
-# In millimetres: widths that fit, the least one for a row of three, the height of a printed page,
-# and what stands above a map. The boundary is in points.
-WIDTHS, ROW, PAGE, HEAD = (89, 400), 140, 240, 20
+# In millimetres: the least width, that for a row of three, the height of a printed page, and what
+# stands above a map. The boundary is in points.
+NARROWEST, ROW, PAGE, HEAD = 89, 140, 240, 20
 THICK = 0.7
 
 
@@ -99,8 +111,7 @@ def panels_figure(
     Raises:
         Refused: An unreasonable width.
     """
-    if not WIDTHS[0] <= width_mm <= WIDTHS[1]:
-        raise Refused(f"a width of {width_mm} mm; choose between {WIDTHS[0]} and {WIDTHS[1]} mm")
+    require_width(width_mm, NARROWEST)
     shown = [trainability(image), final_loss(image), trainable_or_not(image)]
     shown += [stability(image)] if panels == 4 else []
     across = 2 if panels == 4 else 3 if width_mm >= ROW else 1
@@ -117,7 +128,7 @@ def panels_figure(
             _row(page, image, shown[first : first + across], places, first, bottom)
         page.left = MARGIN
         page.legend(figures.missing_swatch(np.ma.getmaskarray(image.final_loss)))
-        notes = [f"{_letter(k)}: {panel.note}." for k, panel in enumerate(shown) if panel.note]
+        notes = [f"{LETTERS[k]}: {panel.note}." for k, panel in enumerate(shown) if panel.note]
         page.paragraph(" ".join([*notes, caption or ""]), SMALL, MARGIN)
         return page.finish(max(image.grid.shape))
 
@@ -216,7 +227,7 @@ def _row(
     page: Page, image: Image, shown: list[Panel], places: list[float], first: int, bottom: bool
 ) -> None:
     """Panels beside each other, their legends and maps in line."""
-    titles = [f"{_letter(first + k)}  {panel.title}" for k, panel in enumerate(shown)]
+    titles = [f"{LETTERS[first + k]}  {panel.title}" for k, panel in enumerate(shown)]
     start = page.top
     tops = []
     for place, panel, title in zip(places, shown, titles, strict=True):
@@ -241,13 +252,10 @@ def _row(
 
 
 def _draw(axes: Axes, panel: Panel, side: float) -> None:
-    rows, cols = panel.colours.shape[:2]
-    # "none" is what leaves the picture at native pixels in a PDF; "nearest" resamples it.
-    extent = (0, cols, 0, rows)
-    axes.imshow(panel.colours, origin="lower", aspect="auto", interpolation="none", extent=extent)
+    figures.draw_cells(axes, panel.colours)
     if panel.labels is not None:
         # No thicker than a third of a cell, so that dust does not vanish below its own boundary.
-        width = min(THICK, side / max(rows, cols) / POINT / 3)
+        width = min(THICK, side / max(panel.labels.shape) / POINT / 3)
         lines = LineCollection(
             list(edges(panel.labels)), colors=BOUNDARY, linewidths=width, capstyle="round"
         )
@@ -309,7 +317,3 @@ def _strip(colours: Colormap) -> UInt8[np.ndarray, "1 n 3"]:
 
 def _bytes(colour: str) -> UInt8[np.ndarray, " 3"]:
     return np.round(np.array(to_rgb(colour)) * 255).astype(np.uint8)
-
-
-def _letter(k: int) -> str:
-    return "abcd"[k]

@@ -16,12 +16,12 @@ from fractal_core.errors import Refused
 from fractal_core.finetune import FineTune
 from fractal_core.plane import Axis, Region, Scale
 from fractal_core.store import Store
-from fractal_core.sweep import MIN_ULPS, Sweep
+from fractal_core.sweep import Sweep
 from fractal_core.tiny import TinyNetworks
 
 Bounds = tuple[float, float]
 
-PROBE_STEPS, PROBE_POINTS = 100, 64
+PROBE_STEPS, PROBE_POINTS, PROBE_ROWS = 100, 64, 2**15
 
 
 def configured(
@@ -256,18 +256,15 @@ class Cost:
         runs: Training runs.
         seconds: Estimated time on these slots; None if no run like these was ever timed here.
         ulps: Distance of neighbouring values in units in the last place.
+        digits: Decimal digits by which one can zoom in further before rounding shows.
         notes: What should be known before it is begun.
     """
 
     runs: int
     seconds: float | None
     ulps: float
+    digits: float
     notes: tuple[str, ...]
-
-    @property
-    def digits(self) -> float:
-        """Decimal digits by which one can zoom in further before rounding shows."""
-        return float(np.log10(max(self.ulps / MIN_ULPS, 1)))
 
 
 def cost(sweep: Sweep, places: Sequence[machine.Slot], root: Path) -> Cost:
@@ -289,7 +286,7 @@ def cost(sweep: Sweep, places: Sequence[machine.Slot], root: Path) -> Cost:
         each = timed(sweep) if all(place.device == "cpu" for place in places) else None
     at_once = len(places) if sweep.experiment.serial else 1
     seconds = None if each is None else rows * cols * each / at_once
-    return Cost(rows * cols, seconds, float(sweep.ulps), told)
+    return Cost(rows * cols, seconds, sweep.ulps, sweep.digits, told)
 
 
 def timed(sweep: Sweep) -> float:
@@ -298,8 +295,9 @@ def timed(sweep: Sweep) -> float:
     spread = np.linspace(0, rows * cols - 1, PROBE_POINTS).astype(np.int64)
     points = sweep.grid.points(spread // cols, spread % cols)
     experiment: Any = sweep.experiment
-    steps = max(experiment.window + 1, min(experiment.steps, PROBE_STEPS))
-    short = replace(experiment, steps=steps)
+    # Whoever looks at a page may ask for millions of samples, or judge by as many losses.
+    steps = min(experiment.steps, PROBE_STEPS, max(2, PROBE_ROWS // experiment.samples))
+    short = replace(experiment, steps=steps, window=min(experiment.window, steps - 1))
     short.run(points[:1], seed=sweep.seed)  # compiles, which is paid once
     started = time.perf_counter()
     short.run(points, seed=sweep.seed)

@@ -6,6 +6,7 @@ a plate lie at different places, so there are no ticks, which could not be compa
 
 import math
 from collections.abc import Sequence
+from string import ascii_lowercase as LETTERS
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from fractal_core import figures
 from fractal_core.errors import Refused
-from fractal_core.figures import PALE, PALETTES, WIDTHS, paint
+from fractal_core.figures import paint
 from fractal_core.plane import Axis
 from fractal_core.sheet import (
     GAP,
@@ -25,6 +26,7 @@ from fractal_core.sheet import (
     SMALL,
     STYLE,
     Sheet,
+    require_width,
     text_width,
     wrap,
 )
@@ -73,12 +75,8 @@ def plate_figure(
     across = 2 if len(tiles) == 4 else min(len(tiles), 3)
     room = MARGIN + 2 * LINE * SMALL + GAP
     side = (width_mm - MARGIN - (across - 1) * BETWEEN) / across - room
-    if side < NARROWEST or width_mm > WIDTHS[1]:
-        least = math.ceil(MARGIN - BETWEEN + across * (NARROWEST + room + BETWEEN))
-        raise Refused(
-            f"a width of {width_mm} mm for {across} maps in a row; choose between {least} and "
-            f"{WIDTHS[1]} mm"
-        )
+    least = math.ceil(MARGIN - BETWEEN + across * (NARROWEST + room + BETWEEN))
+    require_width(width_mm, least, f" for {across} maps in a row")
     painted = [paint(tile.image, palette=palette, quantity=quantity) for tile in tiles]
     with style.context(["default", STYLE]):
         sheet = Sheet(float(width_mm), room, side)
@@ -96,9 +94,7 @@ def _key(sheet: Sheet, tiles: Sequence[Tile], palette: str, quantity: str) -> No
     missing = [np.ma.getmaskarray(tile.image.outcome).ravel() for tile in tiles]
     swatches = figures.missing_swatch(np.concatenate(missing)[None])
     if quantity == "measure":
-        walk = np.concatenate([-np.linspace(PALE, 1, 256), np.linspace(1, PALE, 256)]) / 2 + 0.5
-        ends = "trained faster", "slower", "slower", "blew up faster"
-        sheet.bar(walk, PALETTES[palette].sides, ends, max(sheet.side, KEY))
+        figures.measure_bar(sheet, palette, max(sheet.side, KEY))
     sheet.legend(figures.outcome_swatches(palette, quantity) + swatches)
 
 
@@ -109,7 +105,7 @@ def _row(
     for k, tile in enumerate(tiles):
         sheet.left, sheet.top = start + k * stride, top
         lefts.append(sheet.left)
-        titled = f"{chr(ord('a') + first + k)}  {tile.title}"
+        titled = f"{LETTERS[first + k]}  {tile.title}"
         for line in wrap(titled, sheet.side, LARGE):
             sheet.text(sheet.left, line, LARGE)
             sheet.top += LINE * LARGE
@@ -120,8 +116,7 @@ def _row(
         axes = sheet.add_axes(sheet.side)
         axes.set_label(tile.title)
         axes.set(xticks=[], yticks=[])
-        # "none" is what leaves the picture at native pixels in a PDF; "nearest" resamples it.
-        axes.imshow(colours, origin="lower", aspect="auto", interpolation="none")
+        figures.draw_cells(axes, colours)
         _ends(sheet, axes, tile)
         for line in wrap(tile.caption, sheet.side, SMALL):
             sheet.text(left, line, SMALL)

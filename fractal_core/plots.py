@@ -18,9 +18,10 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from fractal_core.boundary import boundary_cells
 from fractal_core.dimension import Dimension
 from fractal_core.figures import MISSING, PALETTES
+from fractal_core.plane import Axis
 from fractal_core.roughness import Roughness
 from fractal_core.sheet import DOTS, INCH, LARGE, LINE, MARGIN, NORMAL, SMALL, STYLE, wrap
-from fractal_core.ticks import MINUS
+from fractal_core.ticks import MINUS, power_of_ten, ticks
 
 WIDTH, HEIGHT = 183, 82
 OURS, BAND, NULL, COINS = "#12468c", "#cfe8fb", "#7f7f7f", "#b0b0b0"
@@ -141,7 +142,7 @@ def _boundary(
     )  # fmt: skip
     axes.set(xlim=extent[:2], ylim=extent[2:], box_aspect=1)
     for side, name, power in ((axes.xaxis, names[0], along), (axes.yaxis, names[1], up)):
-        factor = "" if power == 0 else f"10{_superscript(power)} "
+        factor = "" if power == 0 else f"{power_of_ten(power)} "
         side.set_label_text(f"{name}\n{factor}{unit} from the middle", size=NORMAL)
         side.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}".replace("-", MINUS)))
     kinds = [(blue, sides[0]), (orange, sides[1]), (EDGE, "boundary")]
@@ -184,12 +185,11 @@ def _profile(axes: Axes, found: Roughness) -> None:
         )  # fmt: skip
     if len(scales):
         axes.set_xscale("log")
-        marks = [m * 10.0**k for k in range(-3, 4) for m in (1, 2, 5)]
-        low, high = scales.min() / unit * 0.95, scales.max() / unit * 1.05
-        inside = [mark for mark in marks if low <= mark <= high]
-        axes.set_xticks(inside, [f"{mark:g}" for mark in inside])
+        low, high = float(scales.min()) / unit * 0.95, float(scales.max()) / unit * 1.05
+        marks = ticks(Axis("box size", low, high, 2))
+        axes.set_xticks([float(mark) for mark in marks.values], marks.labels)
         axes.minorticks_off()
-    factor = f"10{_superscript(power)} " if power else ""
+    factor = f"{power_of_ten(power)} " if power else ""
     axes.set_xlabel(f"box size, {factor}{found.unit}", size=NORMAL)
     axes.set_ylabel("local dimension D(ε)", size=NORMAL)
     axes.legend(
@@ -211,7 +211,3 @@ def _scaled(span: float) -> tuple[float, int]:
         return span, 0
     power = int(np.floor(np.log10(span / 2)))
     return span / 10.0**power, power
-
-
-def _superscript(power: int) -> str:
-    return str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -1,6 +1,8 @@
 """What a view looks like: its picture while it fills in, its widget, the loss curves of a point."""
 
 import contextlib
+import html
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,11 @@ import pandas as pd
 
 from fractal_core import control, figures
 from fractal_core.errors import Refused
-from fractal_core.explore import View, children, duration, is_language_model, opened
+from fractal_core.explore import View, children, cost, is_language_model, opened, zoomed
 from fractal_core.heatmap import Heatmap, heatmap
+from fractal_core.network import recorded
 from fractal_core.outcome import Outcome
+from fractal_core.outlook import duration
 from fractal_core.store import ARRAYS, Image
 from fractal_core.sweep import LEVELS
 
@@ -54,6 +58,25 @@ def _spread(array: np.ma.MaskedArray, picture: np.ma.MaskedArray) -> np.ma.Maske
         )
         picture[known] = values[known]
     return picture
+
+
+def selected(root: Path, view: View, box: Sequence[float]) -> tuple[View | None, str]:
+    """The view of a dragged rectangle, if there is one that can be computed; and what that takes, or
+    the view itself, as HTML that tests can read.
+    """
+    inner, gauge, region = None, "", view.sweep.region
+    try:
+        inner = zoomed(root, view, box) if box else None
+        price = cost(inner or view, like=view)
+        words, gauge = f"{'selection' if inner else 'this view'}: {price}", price.gauge
+        region = (inner or view).sweep.region
+    except Refused as error:
+        inner, words = None, f"cannot zoom there: {error}"
+    ends = [f"{axis.name} {axis.low!r} … {axis.high!r}" for axis in (region.x, region.y)]
+    return inner, (
+        f"<div><span data-testid='cost'>{html.escape(words)}</span> {gauge}<br>"
+        f"<small data-testid='region'>{html.escape(' · '.join(ends))}</small></div>"
+    )
 
 
 def widget(root: Path, view: View) -> Heatmap:
@@ -154,14 +177,10 @@ def _frame(name: str, outcome: int, losses: np.ndarray) -> pd.DataFrame:
 Cell = tuple[int, int]
 
 
-def _thinned(total: int) -> np.ndarray:
-    return np.unique(np.linspace(0, total - 1, min(total, CURVE_STEPS)).astype(np.int64))
-
-
 def _trained(view: View, cells: list[Cell]) -> dict[Cell, tuple[int, np.ndarray]]:
     """Outcomes and losses of tiny networks, trained again."""
     index, sweep = np.array(cells, dtype=np.int64), view.sweep
-    steps = _thinned(getattr(sweep.experiment, "steps", CURVE_STEPS))
+    steps = recorded(getattr(sweep.experiment, "steps", CURVE_STEPS), CURVE_STEPS)
     outcomes = sweep.experiment.run(
         sweep.grid.points(index[:, 0], index[:, 1]), seed=sweep.seed, record=steps.tolist()
     )
@@ -188,6 +207,6 @@ def _kept(view: View, cells: list[Cell]) -> dict[Cell, tuple[int, np.ndarray]]:
                 places, arrays["outcome"].tolist(), arrays["curve"], strict=True
             ):
                 if place in cells:
-                    steps = _thinned(len(curve))
+                    steps = recorded(len(curve), CURVE_STEPS)
                     found[place] = outcome, np.stack([steps, curve[steps]], axis=1)
     return found

@@ -6,39 +6,25 @@ that a figure looks the same whichever way it was asked for.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from string import ascii_lowercase as LETTERS
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 from matplotlib.figure import Figure
 
-from fractal_core import (
-    adaptive,
-    experiments,
-    explore,
-    figures,
-    film,
-    plate,
-    proof,
-    published,
-    recipe,
-    survey,
-)
+from fractal_core import adaptive, experiments, explore, figures, plate, proof, recipe
 from fractal_core.errors import Refused, require_known
-from fractal_core.explore import View
 from fractal_core.findings import measured
-from fractal_core.outcome import WINDOW, is_stable, is_trainable
+from fractal_core.outcome import SIDES, Which
 from fractal_core.panels import panels_figure
 from fractal_core.roughness import Roughness, pitch_of
 from fractal_core.sheet import INCH
-from fractal_core.store import Image, Store, read_recipe
-from fractal_core.survey import Hire, Tell
+from fractal_core.store import Store
 
-Which = Literal["trainable", "stable"]
-SIDES = {"trainable": is_trainable, "stable": is_stable}
 WORDS = {"trainable": ("trainable", "not trainable"), "stable": ("stable", "diverged")}
 KINDS = ("map", "3 panels", "4 panels", "dimension", "plate")
 FILES = {"map": "map", "3 panels": "panels3", "4 panels": "panels4", "dimension": "dimension"}
@@ -107,87 +93,74 @@ def draw(
     require_known("kind of figure", kind, KINDS)
     if not stores:
         raise Refused("no run is chosen; name one or more")
-    drawn = {"palette": palette, "quantity": quantity, "width_mm": width_mm or _width(kind)}
+    store = stores[0]
+    if kind == "dimension":
+        return _dimension(store, which, captioned)
+    drawn: dict[str, Any] = {"palette": palette, "quantity": quantity}
+    drawn["width_mm"] = width_mm or (89 if kind == "map" else 183)
     if kind == "plate":
         return _plate(stores, drawn, title, captioned)
-    store = stores[0]
     image = store.image()
-    if kind == "dimension":
-        return _dimension(store, image, which, captioned)
     found = adaptive.refined(store, image)
-    panels = 0 if kind == "map" else int(kind[0])
-    if panels or quantity == "outcome":
+    if kind != "map" or quantity == "outcome":
         # The others are numbers of a run, which an inferred point does not have.
         image = dataclasses.replace(image, outcome=found.outcome)
-    words = f"{recipe.caption(store, '' if panels else quantity)} {found.caption}".strip()
+    words = recipe.caption(store, quantity if kind == "map" else "")
+    words = f"{words} {found.caption}".strip()
     shared: dict[str, Any] = {"title": title, "labels": store.sweep.labels}
-    shared |= {"caption": words if captioned else found.caption, "width_mm": drawn["width_mm"]}
-    shown = [store]
-    if panels:
-        del drawn["palette"], drawn["quantity"]
-        figure = panels_figure(image, panels=4 if panels == 4 else 3, **shared)
-    else:
+    shared["caption"] = words if captioned else found.caption
+    if kind == "map":
+        shown = [store, child] if child else [store]
         inner = child.sweep.region if child else None
-        shown += [child] if child else []
-        figure = figures.map_figure(
-            image, palette=palette, quantity=quantity, child=inner, **shared
-        )
-    return Print(figure, recipe.text(kind, shown, drawn, words), words)
-
-
-def _width(kind: str) -> int:
-    return 89 if kind == "map" else 183
+        figure = figures.map_figure(image, child=inner, **drawn, **shared)
+        return Print(figure, recipe.text(kind, shown, drawn, words), words)
+    drawn = {"width_mm": drawn["width_mm"]}
+    figure = panels_figure(image, panels=3 if kind == "3 panels" else 4, **drawn, **shared)
+    return Print(figure, recipe.text(kind, [store], drawn, words), words)
 
 
 def _plate(
-    stores: Sequence[Store], drawn: dict[str, Any], heading: str | None, captioned: bool
+    stores: Sequence[Store], drawn: dict[str, Any], title: str | None, captioned: bool
 ) -> Print:
     titles = [recipe.condition(store) for store in stores]
     if len(set(titles)) < len(titles):
-        titles = [store.path.name for store in stores]
+        titles = names_of([store.path for store in stores])
+    rules = list(dict.fromkeys(recipe.rule(store.sweep.experiment) for store in stores))
     tiles = [
-        plate.Tile(store.image(), store.sweep.labels, title, _words(store))
+        plate.Tile(store.image(), store.sweep.labels, title, _words(store, len(rules) > 1))
         for store, title in zip(stores, titles, strict=True)
     ]
+    runs = ", ".join(
+        f"({letter}) {store.path.name} {store.sweep.id}"
+        for letter, store in zip(LETTERS, stores, strict=False)
+    )
     words = " ".join(
         [
             "Each cell is one run; the ends of the axes are exact unless marked ≈.",
-            f"A run is trainable if the mean of its last {WINDOW} losses is below its first loss.",
+            *(rules if len(rules) == 1 else []),
             recipe.COLOURS[drawn["quantity"]],
-            "Runs "
-            + ", ".join(
-                f"({chr(ord('a') + k)}) {store.path.name} {store.sweep.id}"
-                for k, store in enumerate(stores)
-            )
-            + ".",
+            f"Runs {runs}.",
         ]
     )
-    figure = plate.plate_figure(
-        tiles,
-        palette=drawn["palette"],
-        quantity=drawn["quantity"],
-        title=heading,
-        caption=words if captioned else None,
-        width_mm=drawn["width_mm"],
-    )
+    figure = plate.plate_figure(tiles, title=title, caption=words if captioned else None, **drawn)
     return Print(figure, recipe.text("plate", stores, drawn, words), words)
 
 
-def _words(store: Store) -> str:
-    """The caption of one map of a plate."""
+def _words(store: Store, ruled: bool) -> str:
+    """The caption of one map of a plate, with the rule by which its runs were judged."""
     rows, cols = store.sweep.grid.shape
     told: Any = store.sweep.experiment
-    steps = getattr(told, "steps", None) or getattr(told, "num_steps", None)
-    words = f"{rows} × {cols} runs of {steps} steps, {told.dtype}"
+    length = recipe.length(told)
+    words = f"{rows} × {cols} runs" + (f" of {length}" if length else "") + f", {told.dtype}"
     for preset in experiments.PRESETS.values():
         known = preset.dimension is not None and preset.experiment.axes == told.axes
         if known and preset.region(True, rows, cols) == store.sweep.region:
             words += f"; the paper prints D = {preset.dimension:.2f}"
-    return words
+    return f"{words}. {recipe.rule(told)}" if ruled else words
 
 
-def _dimension(store: Store, image: Image, which: Which, captioned: bool) -> Print:
-    picture = adaptive.audited(store, image)
+def _dimension(store: Store, which: Which, captioned: bool) -> Print:
+    picture = adaptive.audited(store, store.image())
     labels = SIDES[which](picture.outcome)
     found = measured(store, labels, picture.outcome)
     words = f"{recipe.caption(store, '')} {picture.caption}".strip()
@@ -227,7 +200,7 @@ def headless(runs: Sequence[str], out: str) -> int:
         out: Folder to write to.
 
     Returns:
-        The exit code, 2 where nothing could be drawn at all.
+        The exit code: 0, or 2 where nothing could be drawn or something could not be written.
     """
     try:
         if not out:
@@ -235,17 +208,35 @@ def headless(runs: Sequence[str], out: str) -> int:
         stores = [experiments.read_run(Path(run)) for run in runs]
         wanted = [(kind, [store]) for store in stores for kind in FILES]
         wanted += [("plate", stores)] if len(stores) > 1 else []
-        for kind, shown in wanted:
-            path = Path(out) / f"{name_of(kind, [store.path.name for store in shown])}.pdf"
-            try:
-                draw(kind, shown, captioned=True).save(path)
-                print(path)
-            except Refused as refusal:
-                print(f"no {path}: {refusal}", file=sys.stderr)
+        paths = [store.path for store in stores]
+        names = [name_of(kind, [store.path for store in some], paths) for kind, some in wanted]
+        drawn = [
+            _written(Path(out) / f"{name}.pdf", *figure)
+            for name, figure in zip(names, wanted, strict=True)
+        ]
     except Refused as refusal:
         print(f"fractal: {refusal}", file=sys.stderr)
         return 2
-    return 0
+    except OSError as error:
+        print(f"fractal: {error.filename or out}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0 if any(drawn) else 2
+
+
+def _written(path: Path, kind: str, stores: Sequence[Store]) -> bool:
+    """Whether a figure could be drawn; then it is written.
+
+    Raises:
+        Refused: It cannot be written.
+    """
+    try:
+        printed = draw(kind, stores, captioned=True)
+    except Refused as refusal:
+        print(f"no {path}: {refusal}", file=sys.stderr)
+        return False
+    printed.save(path)
+    print(path)
+    return True
 
 
 def runs_in(root: Path) -> dict[str, Path]:
@@ -255,15 +246,7 @@ def runs_in(root: Path) -> dict[str, Path]:
     found = {name: root / name for name in explore.runs(root)}
     for path in sorted(root.glob("*/*/sweep.json")):
         found[str(path.parent.relative_to(root))] = path.parent
-    return {name: path for name, path in found.items() if _is_map(path)}
-
-
-def _is_map(path: Path) -> bool:
-    try:
-        axes = read_recipe(path)["region"].values()
-        return max(axis["points"] for axis in axes) > 1
-    except (Refused, OSError, KeyError, TypeError, AttributeError):
-        return False
+    return {name: path for name, path in found.items() if explore.points(path) > 1}
 
 
 def stores_of(known: Mapping[str, Path], names: Sequence[str]) -> list[Store]:
@@ -275,13 +258,45 @@ def stores_of(known: Mapping[str, Path], names: Sequence[str]) -> list[Store]:
     return [experiments.read_run(known[name]) for name in names if name in known]
 
 
-def name_of(kind: str, names: Sequence[str]) -> str:
-    """What to call the file of a figure, without its suffix."""
-    if kind == "plate":
-        return "plate"
-    which = -1 if kind == "film" else 0
-    run = Path(names[which]).name if names else "run"
-    return f"{run}-{FILES.get(kind, kind)}"
+def name_of(kind: str, paths: Sequence[Path], among: Iterable[Path] = ()) -> str:
+    """What to call the file of a figure, without its suffix.
+
+    Args:
+        kind: One of `KINDS`, or film.
+        paths: Folders of the runs in it; of a film the widest first.
+        among: Run folders that the name is to tell apart, see `names_of`.
+    """
+    if kind == "plate" or not paths:
+        return kind
+    names = names_of(paths, among)
+    if kind == "film":
+        return "-to-".join(dict.fromkeys([names[0], names[-1]])) + "-film"
+    return f"{names[0]}-{FILES[kind]}"
+
+
+def names_of(paths: Sequence[Path], among: Iterable[Path] = ()) -> list[str]:
+    """What to call runs: as their folders.
+
+    Where folders in different places have one name, those that they lie in stand before it, as
+    many as tell them apart: `first-tanh` and `second-tanh`.
+
+    Args:
+        paths: Their folders.
+        among: Other run folders that could be meant.
+    """
+    known = {_parts(path) for path in (*paths, *among)}
+    return [_shortest(_parts(path), known) for path in paths]
+
+
+def _parts(path: Path) -> tuple[str, ...]:
+    return path.absolute().parts
+
+
+def _shortest(mine: tuple[str, ...], known: set[tuple[str, ...]]) -> str:
+    length = 1
+    while sum(other[-length:] == mine[-length:] for other in known) > 1:
+        length += 1
+    return "-".join(mine[-length:]).lstrip("/-")
 
 
 def inside(folder: str, name: str) -> Path:
@@ -294,120 +309,3 @@ def inside(folder: str, name: str) -> Path:
     if not path.resolve().is_relative_to(Path.cwd().resolve()):
         raise Refused(f"{folder} is not below the folder of the notebook; choose one that is")
     return path
-
-
-def published_runs(
-    root: Path,
-    grid: tuple[int, int],
-    steps: int,
-    hire: Callable[[Store], Hire],
-    tell: Callable[[str], Tell],
-) -> list[Store]:
-    """The six published windows, trained where points are missing.
-
-    Args:
-        root: Folder of their run folders.
-        grid: Rows and columns.
-        steps: Of every run.
-        hire: Who trains a run.
-        tell: Who is told of a window, by its name.
-
-    Raises:
-        Busy: Another process works on one of them.
-        Refused: Some points could not be trained.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    stores = []
-    for name in published.NAMES:
-        store = published.folder(root, name, grid, steps)
-        survey.lattice(store, 0, hire(store), tell(name))
-        stores.append(store)
-    return stores
-
-
-def roll(
-    stores: Sequence[Store],
-    suffix: str,
-    *,
-    palette: str = "split",
-    size: int = 480,
-    per_factor: int = film.PER_FACTOR,
-    rate: int = film.RATE,
-) -> bytes:
-    """The file of a film through runs, each a zoom of another.
-
-    Raises:
-        Refused: They are no chain, were trained otherwise, or the format cannot be written here.
-    """
-    film.require_encoder(suffix)
-    stores = wide_first(stores)
-    frames = film.frames(
-        [store.image() for store in stores],
-        stores[0].sweep.labels,
-        palette=palette,
-        size=size,
-        per_factor=per_factor,
-    )
-    drawn = {"palette": palette, "size": size, "per_factor": per_factor, "rate": rate}
-    told = recipe.text("film", stores, drawn, recipe.caption(stores[-1]))
-    return film.encode(frames, suffix, rate=rate, recipe=told)
-
-
-def wide_first(stores: Sequence[Store]) -> list[Store]:
-    """Runs from the widest to the narrowest.
-
-    Raises:
-        Refused: There is none, or they were not all trained in the same way.
-    """
-    if not stores:
-        raise Refused("a film needs a run; name one or more")
-    first = stores[0].sweep
-    for store in stores[1:]:
-        if (store.sweep.experiment, store.sweep.seed) != (first.experiment, first.seed):
-            raise Refused(
-                f"{store.path.name} and {stores[0].path.name} were not trained in the same way; "
-                "a film needs runs that are zooms of one another"
-            )
-
-    def area(store: Store) -> float:
-        return store.sweep.region.x.span * store.sweep.region.y.span
-
-    return sorted(stores, key=area, reverse=True)
-
-
-def keyframes(root: Path, stores: Sequence[Store]) -> list[View]:
-    """Views of all maps that a film between two runs needs, one for every factor of two.
-
-    Those that are there are found again, whatever their name.
-
-    Raises:
-        Refused: There are not two runs, one is no part of the other, or neighbouring values would
-            be too close for the arithmetic.
-    """
-    if len(stores) != 2:
-        raise Refused("keyframes lie between two runs; name the widest and the narrowest")
-    outer, inner = wide_first(stores)
-    views = []
-    for number, region in enumerate(film.keyframes(outer.sweep.region, inner.sweep.region), 1):
-        sweep = outer.sweep.zoom(region)
-        sweep.require_resolution()
-        label = f"{inner.path.name}-key{number:02d}"
-        views.append(explore.view_of(root, sweep, label, parent=outer.path))
-    return views
-
-
-def price(views: Sequence[View], like: View) -> str:
-    """What keyframes would cost, in words."""
-    costs = [explore.cost(view, like=like) for view in views]
-    runs, seconds = sum(cost.runs for cost in costs), [cost.seconds for cost in costs]
-    if not runs:
-        return f"{len(views)} keyframes, all computed already"
-    known = [each for each in seconds if each is not None]
-    time = f"about {explore.duration(sum(known))} on this machine"
-    time = time if len(known) == len(costs) else "of unknown length, as none is trained yet"
-    return f"{len(views)} keyframes, {runs:,} runs to train, {time}"
-
-
-def make(views: Sequence[View]) -> list[Store]:
-    """The run folders of views, made where they are not there; nothing is trained."""
-    return [view.store or Store.create(view.path, view.sweep) for view in views]

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from fractal_core.figures import MISSING, PALE, PALETTES
+from fractal_core.figures import MISSING, PALE, PALETTES, WALK, light_of, printed
 from fractal_core.sheet import DOTS, INCH, LARGE, NORMAL, SMALL, STYLE
 
 VISIONS = {
@@ -53,18 +53,12 @@ def seen(
     colours: UInt8[np.ndarray, "rows cols 3"], vision: str
 ) -> UInt8[np.ndarray, "rows cols 3"]:
     """An sRGB picture as it is seen with one of `VISIONS`."""
-    codes = _codes(_seen(colours / 255, vision))
-    return np.round(codes * 255).astype(np.uint8)
+    return printed(_seen(colours / 255, vision))
 
 
 def _seen(colours: Float64[np.ndarray, "*n 3"], vision: str) -> Float64[np.ndarray, "*n 3"]:
     """Linear light of sRGB colours from 0 to 1, as it is seen."""
-    light = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    return np.clip(light @ VISIONS[vision].T, 0, 1)
-
-
-def _codes(light: Float64[np.ndarray, "*n 3"]) -> Float64[np.ndarray, "*n 3"]:
-    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+    return np.clip(light_of(colours) @ VISIONS[vision].T, 0, 1)
 
 
 def _lab(colours: Float64[np.ndarray, "n 3"], vision: str) -> Float64[np.ndarray, "n 3"]:
@@ -139,18 +133,16 @@ def palettes_figure() -> Figure:
             len(VISIONS), len(PALETTES), squeeze=False,
             gridspec_kw={"left": 0.14, "right": 0.99, "top": 0.9, "bottom": 0.04, "hspace": 0.9},
         )  # fmt: skip
-        walk = np.concatenate([-np.linspace(PALE, 1, 256), np.linspace(1, PALE, 256)]) / 2 + 0.5
         for column, (name, palette) in zip(grid.T, PALETTES.items(), strict=True):
             apart = separation(name)
-            colours = palette.sides(walk, bytes=True)[None, :, :3]
+            colours = palette.sides(WALK, bytes=True)[None, :, :3]
             for axes, vision in zip(column, VISIONS, strict=True):
                 axes.imshow(seen(colours, vision), aspect="auto", interpolation="none")
                 axes.set(xticks=[], yticks=[])
                 words = f"{name}: " if vision == "as printed" else ""
                 where = "at the boundary" if vision == "grey" else "at least"
-                axes.set_title(
-                    f"{words}sides {where} {apart[vision]:.0f} apart", size=SMALL, loc="left"
-                )
+                words += f"sides {where} {apart[vision]:.0f} CIELAB units apart"
+                axes.set_title(words, size=SMALL, loc="left")
                 if name == next(iter(PALETTES)):
                     axes.set_ylabel(vision, rotation=0, ha="right", va="center", size=NORMAL)
     return figure

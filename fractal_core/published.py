@@ -1,17 +1,16 @@
 """The six published windows: what was printed beside them, and what we find there."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
 
-from fractal_core import experiments, pairs, straddle, survey
+from fractal_core import experiments, findings, pairs, survey
 from fractal_core.errors import Refused
-from fractal_core.outcome import is_trainable
+from fractal_core.pairing import Course, Request, Trained
 from fractal_core.pairs import PairsDimension
-from fractal_core.roughness import Roughness, roughness
-from fractal_core.seeing import finest
+from fractal_core.roughness import Roughness
 from fractal_core.store import Store
 from fractal_core.survey import Hire, Tell
 from fractal_core.sweep import Sweep
@@ -47,55 +46,66 @@ def folder(root: Path, name: str, grid: tuple[int, int], steps: int) -> Store:
     return Store.create(root / f"{name}-{grid[0]}x{grid[1]}-{steps}", sweep)
 
 
+def windows(
+    root: Path,
+    names: Sequence[str],
+    grid: tuple[int, int],
+    steps: int,
+    hire: Callable[[Store], Hire],
+    tell: Callable[[str], Tell],
+) -> Iterator[Store]:
+    """Published windows by name, one after the other, trained where points are missing.
+
+    Args:
+        root: Folder of their run folders.
+        names: Some of `NAMES`.
+        grid: Rows and columns.
+        steps: Of every run.
+        hire: Who trains a run.
+        tell: Who is told of a window, by its name.
+
+    Raises:
+        Busy: Another process works on one of them.
+        Refused: Some points could not be trained.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        store = folder(root, name, grid, steps)
+        survey.lattice(store, 0, hire(store), tell(name))
+        yield store
+
+
 def row(store: Store, name: str, hire: Hire, tell: Tell) -> Row:
-    """Measure a published window, training what is missing.
+    """Measure a published window whose map is trained.
 
     Raises:
         Busy: Another process works on the run.
         Refused: Some points could not be trained.
     """
-    image = survey.lattice(store, 0, hire, tell)
-    labels = np.ma.getdata(is_trainable(image.outcome))
-    experiment = experiments.preset(name).experiment
-    found = roughness(
-        labels,
-        store.sweep.grid,
-        steps=getattr(store.sweep.experiment, "steps", experiment.steps),
-        window=experiment.window,
-        outcome=image.outcome,
-    )
+    found = findings.mapped(store, "trainable").found
     published = experiments.preset(name).dimension
-    return Row(name, float(published or np.nan), found, pairs_of(store, labels, hire, tell))
+    return Row(name, float(published or np.nan), found, pairs_of(store, hire, tell))
 
 
-def pairs_of(
-    store: Store, labels: Bool[np.ndarray, "rows cols"], hire: Hire, tell: Tell, runs: int = RUNS
-) -> PairsDimension | None:
+def pairs_of(store: Store, hire: Hire, tell: Tell) -> PairsDimension | None:
     """The dimension from pairs of runs in the boundary cells of a finished map.
 
-    The largest distance is a quarter of a cell and the smallest what precision allows, so that it
-    speaks of scales below those of the map. Rerun flips are taken to be none.
+    It is the course of `pairing` without a pilot, from a quarter of a cell down to what precision
+    allows, so that it speaks of scales below those of the map; and without reruns, which give the
+    same bits. None without a boundary, or where precision leaves no room for two scales.
     """
-    sweep = store.sweep
-    dtype, region = sweep.experiment.precision, sweep.region
-    x, y = (sweep.experiment.magnitude(axis, sweep.seed) for axis in sweep.experiment.axes)
-    high, low = pairs.widest(sweep.grid), finest(region, dtype, (x, y)) * (1 + 1e-9)
-    if high < 2 * low:
-        return None
+    run = Trained(store, 0, "trainable", hire, tell)
     try:
-        budget = pairs.afford(runs, float(np.log10(high / low)), coarse=(0, 0), floors=0)
-        bases = straddle.focused(sweep.grid, labels, budget.bases, sweep.seed, dtype)
-        eps = pairs.distances(low, high, budget.scales)
-        eps[-1] = low
-        others = pairs.partners(region, bases, eps, sweep.seed, dtype, (x, y)).points
-    except Refused:
+        course = Course.of(store, Request(runs=RUNS, seed=store.sweep.seed))
+        ground = course.ground(run)
+    except Refused:  # too few points, or no boundary
         return None
-    settings = {"bases": budget.bases, "scales": eps.tolist(), "seed": sweep.seed}
-    points = np.concatenate([bases, others.reshape(-1, 2)])
-    name = survey.named("pairs", settings)
-    trains = is_trainable(survey.trained(store, name, points, hire, tell).outcome)
-    base, other = trains[: len(bases)], trains[len(bases) :].reshape(len(bases), -1)
-    return pairs.estimate(base[:, None] != other, eps)
+    low = course.finest
+    if course.high < 2 * low:
+        return None
+    budget = pairs.afford(RUNS, float(np.log10(course.high / low)), coarse=(0, 0), floors=0)
+    flips, settings = course.flips(run, ground, budget, low, course.request.seed)
+    return pairs.estimate(flips, **settings)
 
 
 def markdown(rows: list[Row], grid: tuple[int, int], steps: int) -> str:

@@ -24,6 +24,7 @@ from fractal_core.finetune import FineTune
 from fractal_core.plane import Axis, Region
 from fractal_core.store import Store, read_recipe
 from fractal_core.sweep import Sweep, from_json, to_json
+from fractal_core.ticks import number
 from fractal_core.tiny import TinyNetworks
 
 MARK = '{"fractal_figure":'
@@ -140,19 +141,35 @@ def caption(store: Store, quantity: str = "measure") -> str:
     sweep = store.sweep
     rows, cols = sweep.grid.shape
     ends = " and ".join(
-        f"{label} {axis.low!r} to {axis.high!r}{' (linear)' if axis.scale == 'linear' else ''}"
+        f"{label} {number(axis.low)} to {number(axis.high)}"
+        + " (linear)" * (axis.scale == "linear")
         for label, axis in zip(sweep.labels, (sweep.region.x, sweep.region.y), strict=True)
     )
-    trained: Any = sweep.experiment
-    part = "" if getattr(trained, "threshold", 1.0) == 1.0 else f"{trained.threshold:g} times "
     sentences = [
         f"Each of {rows} × {cols} cells is one run of {subject(sweep)}, over {ends}.",
-        f"A run is trainable if the mean of its last {trained.window} losses is below {part}its "
-        "first loss.",
+        rule(sweep.experiment),
         COLOURS.get(quantity, ""),
         f"Run {store.path.name}, id {sweep.id}.",
     ]
     return " ".join(filter(None, sentences))
+
+
+def rule(experiment: Any) -> str:
+    """The rule by which runs were judged, as a sentence."""
+    part = getattr(experiment, "threshold", 1.0)
+    below = "its first loss" if part == 1.0 else f"{part:g} times its first loss"
+    return (
+        f"A run is trainable if the mean of its last {experiment.window} losses is below {below}."
+    )
+
+
+def length(experiment: Any) -> str:
+    """How long each run trains, in words; empty where an axis decides that."""
+    if {"num_steps", "num_tokens"} & set(experiment.axes):
+        return ""
+    if getattr(experiment, "num_tokens", None) is not None:
+        return f"{experiment.num_tokens:,} tokens"
+    return f"{getattr(experiment, experiments.length(experiment))} steps"
 
 
 def condition(store: Store) -> str:
@@ -173,21 +190,27 @@ def _kind(told: TinyNetworks) -> str:
 
 
 def subject(sweep: Sweep) -> str:
-    """What was trained, in words: the network, its data and how long."""
-    told = sweep.experiment
+    """What was trained, in words: the network, its data and how long. What an axis moves is left
+    out.
+    """
+    told: Any = sweep.experiment
     if isinstance(told, TinyNetworks):
         data = f"{told.samples} sample" + "s" * (told.samples != 1)
         data += f" in batches of {told.batch}" if told.batch else ""
         source = f"seed {sweep.seed}" if told.arrays == "seeded" else "the paper's weights"
-        words = f"a {_kind(told)} network of width {told.width} on {data}, {told.steps} steps"
-        return f"{words}, {told.dtype}, {source}"
+        words = [f"a {_kind(told)} network of width {told.width} on {data}"]
+        return ", ".join([*words, length(told), told.dtype, source])
     if isinstance(told, FineTune):
-        length = f"{told.num_steps} steps"
-        if told.num_tokens is not None:
-            length = f"{told.num_tokens:,} tokens"
         names = (_last(told.checkpoint), _last(told.data))
-        words = f"a language model ({names[0]}) fine-tuned on {names[1]}, {length}"
-        return f"{words} of {told.batch_size} texts, {told.dtype}, seed {sweep.seed}"
+        texts = f"{told.batch_size * told.accumulation} texts per step"
+        words = [
+            f"a language model ({names[0]}) fine-tuned on {names[1]}",
+            length(told),
+            "" if {"batch_size", "accumulation"} & set(told.axes) else texts,
+            told.dtype,
+            "" if "seed" in told.axes else f"seed {sweep.seed}",
+        ]
+        return ", ".join(filter(None, words))
     return f"{type(told).__name__}, seed {sweep.seed}"
 
 

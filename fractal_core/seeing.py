@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float64
 from scipy.special import betaincinv
 
 from fractal_core.errors import Refused
+from fractal_core.outcome import Which
 from fractal_core.plane import Axis, Grid, Region
 
 FINEST_ULPS = 4
@@ -179,6 +180,7 @@ class Seeing:
         values: Different values of x and y in the precision that trains, see `distinct`.
         cells: Columns and rows of the grid.
         boundary: Whether the points are those beside the boundary; or else, if the map has none, any.
+        which: The boundary, whose sides are the labels.
     """
 
     rerun: Rate
@@ -189,6 +191,7 @@ class Seeing:
     values: tuple[int, int]
     cells: tuple[int, int]
     boundary: bool
+    which: Which = "trainable"
 
     def rounding(self, pitch: float) -> float:
         """The share of the flips between neighbours that one unit in the last place alone gives.
@@ -205,6 +208,12 @@ class Seeing:
         if one >= beside or self.pitch <= 1:
             return 1.0
         return float(max(pitch, 1.0) ** (-np.log(beside / one) / np.log(self.pitch)))
+
+    @property
+    def where(self) -> str:
+        """Where the points lie."""
+        place = f"the {self.which} boundary"
+        return f"beside {place}" if self.boundary else f"anywhere, as {place} is not on the map"
 
     @property
     def sentences(self) -> tuple[str, ...]:

@@ -15,11 +15,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
+from fractal_core.errors import Refused
+
 SMALL, NORMAL, LARGE = 6.5, 7.0, 8.0
 POINT, INCH = 25.4 / 72, 25.4
 LINE, ASCENT = 1.28 * POINT, 0.95 * POINT
 MARGIN, GAP, TICK, BAR, SWATCH = 1.5, 0.6, 1.0, 2.2, 2.0
 DOTS = 300
+WIDEST = 400
 
 # Text is outlines in SVG, since without this font labels would collide; a PDF carries the font
 # itself as TrueType, which journals ask for.
@@ -115,6 +118,16 @@ class Sheet:
             low = (height - top - high) / height
             axes.set_position((left / self.width, low, wide / self.width, high / height))
         return self.figure
+
+
+def require_width(width: int | float, least: int, across: str = "") -> None:
+    """Refuse a page that is too narrow for what stands across it, or wider than any sheet.
+
+    Raises:
+        Refused: Its width in mm is below `least` or above 400.
+    """
+    if not least <= width <= WIDEST:
+        raise Refused(f"a width of {width} mm{across}; choose between {least} and {WIDEST} mm")
 
 
 def wrap(text: str, width: float, size: float) -> list[str]:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64
 from fractal_core import survey
 from fractal_core.boundary import boundary_cells
 from fractal_core.errors import Refused
-from fractal_core.pairing import SIDES, Which
+from fractal_core.outcome import SIDES, Which
 from fractal_core.seeing import Rate, Seeing, distinct, nudged, require_real, rounded
 from fractal_core.store import Store
 from fractal_core.survey import Cost, Hire, Tell
@@ -82,6 +82,7 @@ def look(store: Store, which: Which, runs: int, seed: int, hire: Hire, tell: Tel
         values=distinct(sweep.grid, dtype, (x, y)),
         cells=(len(sweep.grid.x), len(sweep.grid.y)),
         boundary=bool(beside.any()),
+        which=which,
     )
     store.files.put_latest(KEPT, canonical({"sweep": sweep.id, **asdict(seeing)}).encode())
     return seeing
@@ -91,13 +92,13 @@ def seen(store: Store) -> Seeing | None:
     """What was seen of a run when it was last looked at; None if nobody has."""
     try:
         kept = json.loads(store.files.get(KEPT))
-    except FileNotFoundError:
-        return None
-    if kept.pop("sweep") != store.sweep.id:
-        return None
-    for name in ("rerun", "ulp", "dtype", "neighbours"):
-        kept[name] = kept[name] and Rate(**kept[name])
-    return Seeing(**kept | {name: tuple(kept[name]) for name in ("values", "cells")})
+        if kept.pop("sweep") != store.sweep.id:
+            return None
+        for name in ("rerun", "ulp", "dtype", "neighbours"):
+            kept[name] = kept[name] and Rate(**kept[name])
+        return Seeing(**kept | {name: tuple(kept[name]) for name in ("values", "cells")})
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # as good as not looked at; the same command makes it again
 
 
 def require_sight(parent: Store, child: Sweep) -> None:
@@ -113,8 +114,8 @@ def require_sight(parent: Store, child: Sweep) -> None:
     share = kept.rounding(child.ulps) if kept is not None else 0.0
     if kept is not None and share >= MOST_ROUNDING:
         raise Refused(
-            f"one unit in the last place flips {kept.ulp.flips} of {kept.ulp.pairs} labels of "
-            f"{parent.path}, which is {share:.0%} of the flips to be expected between neighbours of "
+            f"one unit in the last place flips {kept.ulp.flips} of {kept.ulp.pairs} labels "
+            f"({kept.which} or not) of {parent.path}, which is {share:.0%} of the flips to be expected between neighbours of "
             f"this zoom, {child.ulps:.3g} units apart: its labels would mean little; zoom out or "
             "ask for fewer points (--force skips this check)"
         )

@@ -4,7 +4,6 @@ A single run is a run folder with one point and its curve: a tiny network (`netw
 model (`single`). The disk is the truth; a notebook holds the name of one.
 """
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -16,10 +15,12 @@ import pandas as pd
 
 from fractal_core import control, duty, experiments, explore, network, planner, single
 from fractal_core.errors import Refused
+from fractal_core.files import read_json, read_lines
 from fractal_core.finetune import FineTune
 from fractal_core.outcome import V_MOST
+from fractal_core.redact import redact
 from fractal_core.single import FOLDER, Watch
-from fractal_core.store import Store, read_recipe
+from fractal_core.store import Store
 from fractal_core.sweep import Sweep
 from fractal_core.tiny import TinyNetworks
 
@@ -108,23 +109,14 @@ def begin(root: Path, name: str, label: str, sweep: Sweep, watch: Watch) -> str:
         Refused: The name is no name or holds another run, or the run cannot begin.
     """
     planner.notes(sweep)
-    path = explore.view_of(root, sweep, label).path if not name else root / require_name(name)
+    path = (
+        explore.view_of(root, sweep, label).path if not name else root / explore.require_name(name)
+    )
     store = Store.create(path, sweep)
     if store.missing():
         command, *options = words(sweep, watch)
         control.start_detached(path, options, command=command)
     return path.name
-
-
-def require_name(name: str) -> str:
-    """The name of a run folder.
-
-    Raises:
-        Refused: It leads elsewhere, or would be hidden.
-    """
-    if Path(name).name != name or name.startswith((".", "-")):
-        raise Refused(f"{name!r} is not the name of a run; use letters, digits and dashes")
-    return name
 
 
 def words(sweep: Sweep, watch: Watch | None = None) -> list[str]:
@@ -170,15 +162,7 @@ def _point(sweep: Sweep) -> np.ndarray:
 
 def names(root: Path) -> list[str]:
     """Names of the single runs, newest first."""
-    return [name for name in explore.runs(root) if _is_single(root / name)]
-
-
-def _is_single(path: Path) -> bool:
-    try:
-        region = read_recipe(path)["region"]
-        return region["x"]["points"] == region["y"]["points"] == 1
-    except (Refused, OSError, KeyError, TypeError):
-        return False
+    return [name for name in explore.runs(root) if explore.points(root / name) == 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,12 +190,12 @@ class Single:
     @property
     def result(self) -> dict[str, Any]:
         """The outcome in words and numbers; empty while there is none."""
-        return self._note("result.json", {})
+        return read_json(self.store.path / FOLDER / "result.json", {})
 
     @property
     def samples(self) -> list[dict[str, Any]]:
         """Questions and answers before and after; none of a tiny network."""
-        return self._note("samples.json", [])
+        return read_json(self.store.path / FOLDER / "samples.json", [])
 
     @property
     def running(self) -> bool:
@@ -235,22 +219,12 @@ class Single:
     def last_words(self) -> str:
         """The end of what its process said."""
         log = self.store.path / "state" / "log.txt"
-        return log.read_bytes()[-LOG_BYTES:].decode(errors="replace") if log.exists() else ""
-
-    def _note(self, name: str, default: Any) -> Any:
-        try:
-            return json.loads((self.store.path / FOLDER / name).read_bytes())
-        except (FileNotFoundError, ValueError):
-            return default
+        return redact(log.read_text(errors="replace"))[-LOG_BYTES:] if log.exists() else ""
 
     def rows(self) -> pd.DataFrame:
-        """What it said of its steps so far; a torn last line is left out."""
-        try:
-            data = (self.store.path / FOLDER / "metrics.jsonl").read_bytes()
-        except FileNotFoundError:
-            return pd.DataFrame({"step": [], "loss": []})
-        whole = data[: data.rfind(b"\n") + 1].splitlines()
-        return pd.DataFrame([json.loads(text) for text in whole] or {"step": [], "loss": []})
+        """What it said of its steps so far; a torn line is left out."""
+        found = read_lines(self.store.path / FOLDER / "metrics.jsonl")
+        return pd.DataFrame(found or {"step": [], "loss": []})
 
 
 def open_single(root: Path, name: str) -> Single:
@@ -259,8 +233,8 @@ def open_single(root: Path, name: str) -> Single:
     Raises:
         Refused: There is no such run, or it is a map.
     """
-    store = experiments.read_run(root / require_name(name))
-    if not _is_single(store.path):
+    store = experiments.read_run(root / explore.require_name(name))
+    if store.sweep.grid.shape != (1, 1):
         raise Refused(
             f"{name} is a map; name a point of it as ?run={name}&x=VALUE&y=VALUE, or open a single "
             "run"
@@ -346,8 +320,7 @@ def rates(run: Single) -> pd.DataFrame:
 
 
 def _thinned(frame: pd.DataFrame) -> pd.DataFrame:
-    at = np.unique(np.linspace(0, len(frame) - 1, MOST_POINTS).astype(np.int64))
-    return frame.iloc[at] if len(frame) > MOST_POINTS else frame
+    return frame.iloc[network.recorded(len(frame), MOST_POINTS)]
 
 
 def reason(run: Single) -> str:
@@ -386,11 +359,6 @@ def sample_table(run: Single) -> pd.DataFrame:
     frame = pd.DataFrame(run.samples, columns=SAMPLES)
     ends = [" ".join(question.split())[-QUESTION:] for question in frame["question"]]
     return frame.assign(question=ends).fillna("-")
-
-
-def stop(run: Single) -> None:
-    """End a run before its end; what it said so far stays."""
-    control.ask_to_stop(run.store.path)
 
 
 def resume(run: Single) -> None:

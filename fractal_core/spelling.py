@@ -2,7 +2,6 @@
 
 import functools
 import html
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from fractal_core.errors import as_ours
-from fractal_core.storage import storage
+from fractal_core.storage import nanochat_folder, storage
 
 if TYPE_CHECKING:
     from nanochat.tokenizer import RustBPETokenizer
@@ -27,16 +26,11 @@ GOLDEN_ANGLE = 137.508
 """Degrees between the hues of two ids that follow each other, so that neighbours never look alike."""
 
 
-def base_folder() -> Path:
-    """The base folder of nanochat, without making it."""
-    return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat")
-
-
 def found(root: Path) -> dict[str, str]:
     """Tokenizers on this machine: what to call them, and their folders."""
     places = {"of the base model": storage() / "base" / "d2"}
     places |= {f"of {path.parent.name}": path for path in sorted(root.glob("*/tokenizer"))}
-    places["of $NANOCHAT_BASE_DIR"] = base_folder() / "tokenizer"
+    places["of $NANOCHAT_BASE_DIR"] = nanochat_folder() / "tokenizer"
     there = {
         name: str(path)
         for name, path in places.items()

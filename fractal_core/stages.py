@@ -11,7 +11,6 @@ As all that knows nanochat this is an adapter: it imports it only where it is as
 import contextlib
 import functools
 import html
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
-import numpy as np
 import pandas as pd
 
 from fractal_core import errands, machine
 from fractal_core.errors import Refused, as_ours, require_known
+from fractal_core.files import read_json, read_lines
+from fractal_core.network import recorded
 
 if TYPE_CHECKING:
     from scripts.speedrun import Stage
@@ -181,7 +181,8 @@ def charts(frame: pd.DataFrame) -> list[alt.Chart]:
     """A chart per stage of what it measured."""
     found = []
     for stage, own in frame.groupby("stage", sort=False):
-        thin = pd.concat([_thinned(part) for _, part in own.groupby("measure", sort=False)])
+        parts = [part for _, part in own.groupby("measure", sort=False)]
+        thin = pd.concat([part.iloc[recorded(len(part), MOST_POINTS)] for part in parts])
         names = [name for name in HUES if name in set(thin.measure)]
         hues = alt.Scale(domain=names, range=[HUES[name] for name in names])
         found.append(
@@ -211,9 +212,11 @@ def news(folder: Path) -> tuple[Any, ...]:
     files = [folder / name for name in ("speedrun.json", errands.NOTE, errands.LOG)]
     files += [folder / "report" / "report.md", folder / "state" / "STOP"]
     files += sorted((folder / "metrics").glob("*.jsonl"))
-    stamps = [
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()
-    ]
+    stamps = []
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # it may go at any moment
+            told = file.stat()
+            stamps.append((file.name, told.st_size, told.st_mtime_ns))
     errand = errands.last(folder)
     return (str(folder), errand.process if errand else None, *stamps)
 
@@ -225,10 +228,15 @@ def start(folder: Path, size: str, stage: str = "") -> int:
         Refused: It ended at once.
     """
     plan(size)
-    command = ["scripts.speedrun", f"--size={size}", f"--base_dir={folder}"]
-    if cards := len(machine.gpus()):
-        command.append(f"--gpus={cards}")
-    return errands.start(folder, _alone(folder, size, stage) if stage else command)
+    all_of_it = command(folder, size)[2:]
+    return errands.start(folder, _alone(folder, size, stage) if stage else all_of_it)
+
+
+def command(folder: Path, size: str) -> list[str]:
+    """What one would type to have all stages of a size complete in a folder."""
+    cards = len(machine.gpus())
+    gpus = [f"--gpus={cards}"] if cards else []
+    return [*["python", "-m", "scripts.speedrun"], f"--size={size}", f"--base_dir={folder}", *gpus]
 
 
 def again(folder: Path, size: str, stage: str) -> None:
@@ -256,27 +264,16 @@ def _alone(folder: Path, size: str, stage: str) -> tuple[str, ...]:
 
 
 def _done(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "speedrun.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
+    return read_json(folder / "speedrun.json", {})
 
 
 def _rows(file: Path) -> Iterator[tuple[str, int, str, float]]:
     """Stage, step, measure and value of the whole lines of a file."""
     stage = file.name.partition(".")[0]
-    text = file.read_text()
-    for line in text[: text.rfind("\n") + 1].splitlines():
-        row = json.loads(line)
+    for row in read_lines(file):
         for name, title in MEASURES.items():
-            if name in row and "step" in row:
+            if row.get(name) is not None and "step" in row:
                 yield stage, int(row["step"]), title, float(row[name])
-
-
-def _thinned(frame: pd.DataFrame) -> pd.DataFrame:
-    """At most `MOST_POINTS` rows, the first and the last among them."""
-    chosen = np.linspace(0, len(frame) - 1, min(len(frame), MOST_POINTS)).round().astype(int)
-    return frame.iloc[chosen]
 
 
 def main(words: list[str]) -> int:

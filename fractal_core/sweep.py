@@ -199,6 +199,11 @@ class Sweep:
         x, y = (self.experiment.magnitude(axis, self.seed) for axis in self.experiment.axes)
         return self.grid.ulps(self.experiment.precision, (x, y))
 
+    @property
+    def digits(self) -> float:
+        """Decimal digits by which one can zoom in further before rounding shows."""
+        return float(np.log10(max(self.ulps / MIN_ULPS, 1)))
+
     def require_resolution(self) -> None:
         """Refuse a grid whose neighbours are closer than the arithmetic can tell apart.
 

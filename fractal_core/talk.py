@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fractal_core import base, conversations, errands, experiments, single
-from fractal_core.errors import Refused, as_ours
+from fractal_core.errors import Refused, as_ours, first_line
 from fractal_core.finetune import FineTune, source_of
-from fractal_core.spelling import base_folder
-from fractal_core.storage import storage
+from fractal_core.storage import nanochat_folder, storage
 
 if TYPE_CHECKING:
     from nanochat.engine import Engine
@@ -94,7 +93,7 @@ def found(root: Path) -> dict[str, str]:
 
     places = {f"{p.parents[1].name}, fine-tuned": p for p in root.glob(f"*/{FINE_TUNED}")}
     homes = {path.name: path for path in root.glob("*") if path.is_dir()}
-    homes["$NANOCHAT_BASE_DIR"] = base_folder()
+    homes["$NANOCHAT_BASE_DIR"] = nanochat_folder()
     for name, home in homes.items():
         for stage, folder in FOLDERS.items():
             places |= {f"{name}, {stage} {p.name}": p for p in (home / folder).glob("*")}
@@ -104,7 +103,7 @@ def found(root: Path) -> dict[str, str]:
         if find_steps(path)
     }
     if _has_base():
-        dated["the base model of `fractal base`"] = (base.folder().stat().st_mtime, "builtin")
+        dated["the small base model"] = (base.folder().stat().st_mtime, "builtin")
     return {label: dated[label][1] for label in sorted(dated, key=lambda one: -dated[one][0])}
 
 
@@ -115,15 +114,21 @@ def _has_base() -> bool:
         return False
 
 
-def before(source: str) -> str | None:
-    """What a checkpoint was trained from, if that is known: the other one to talk with."""
+def before(source: str, fetches: bool = True) -> str | None:
+    """What a checkpoint was trained from, if that is known: the other one to talk with.
+
+    Args:
+        source: The checkpoint.
+        fetches: Whether the other one may be fetched from a network.
+    """
     from nanochat.checkpoint_manager import FOLDERS, find_steps
 
     path = Path(source)
     run = path.parent.parent
     if path.name == "checkpoint" and (run / "sweep.json").exists():
         try:
-            return _recipe(run).checkpoint
+            found = _recipe(run).checkpoint
+            return found if fetches or not found.startswith(ELSEWHERE) else None
         except (Refused, OSError):
             return None
     stages = {folder: stage for stage, folder in FOLDERS.items()}
@@ -284,8 +289,7 @@ def borne(pieces: Iterator[str]) -> Iterator[str]:
     except Refused as error:
         yield note(str(error))
     except Exception as error:  # noqa: BLE001 - a reader of a page is shown no traceback
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        yield note(f"the answer broke off: {reason}")
+        yield note(f"the answer broke off: {first_line(error)}")
 
 
 @dataclass

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from fractal_core.errors import Refused
+from fractal_core.files import objects, read_lines
 from fractal_core.outcome import Outcome
 from fractal_core.redact import redact
 from fractal_core.store import Image
@@ -116,7 +117,7 @@ def cleaned(data: bytes) -> bytes:
     try:
         whole = json.loads(data)
     except ValueError:
-        lines = [json.dumps(clean(line)) for line in _records(data)]
+        lines = [json.dumps(clean(line)) for line in objects(data)]
         return "".join(f"{line}\n" for line in lines).encode()
     return data if clean(whole) == whole else json.dumps(clean(whole), indent=1).encode()
 
@@ -128,34 +129,11 @@ def single(sweep: Sweep) -> bool:
 
 def curve(path: Path, after: int = -1) -> list[dict[str, Any]]:
     """The steps of a single run after one, as they go to the server; a torn last line is left out."""
-    try:
-        data = (path / "single" / "metrics.jsonl").read_bytes()
-    except FileNotFoundError:
-        return []
     return [
         {RENAMED.get(name, name): value for name, value in row.items() if value is not None}
-        for row in _records(data)
-        if row["step"] > after
+        for row in read_lines(path / "single" / "metrics.jsonl")
+        if isinstance(row.get("step"), int) and row["step"] > after
     ]
-
-
-def _records(data: bytes) -> list[dict[str, Any]]:
-    """The whole lines of a file to which lines are appended."""
-    found = []
-    for line in data[: data.rfind(b"\n") + 1].splitlines():
-        with suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                found.append(record)
-    return found
-
-
-def note(path: Path, name: str, default: Any) -> Any:
-    """A JSON file of a single run, or the default while it is not there or not whole."""
-    try:
-        return json.loads((path / "single" / name).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return default
 
 
 def size(folder: Path) -> int:

@@ -24,13 +24,14 @@ from typing import Any
 
 import numpy as np
 
+from fractal_core import machine
+
 IDLE_SECONDS = 900.0
 INHERITED = (
-    *("PATH", "PYTHONPATH", "FRACTAL_THREADS", "CUDA_VISIBLE_DEVICES"),
-    *("NUMBA_NUM_THREADS", "NUMBA_CACHE_DIR", "NUMBA_CPU_FEATURES"),
+    *("FRACTAL_THREADS", "CUDA_VISIBLE_DEVICES", "HF_TOKEN"),
     *("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
 )
-
+"""Beside what workers are given."""
 
 _spawned: list[subprocess.Popen] = []
 
@@ -44,6 +45,7 @@ def address() -> Path:
     package = Path(__file__).parent
     files = sorted(package.rglob("*.py"))
     inherited = [f"{name}={os.environ.get(name)}" for name in INHERITED]
+    inherited += [f"{name}={value}" for name, value in sorted(machine.inherited().items())]
     if hasattr(os, "sched_getaffinity"):
         inherited.append(str(sorted(os.sched_getaffinity(0))))
     stamps = [f"{file}{file.stat().st_mtime_ns}" for file in files]
@@ -78,6 +80,7 @@ def ask(path: Path, options: Sequence[str] = (), command: str = "run") -> int | 
             client.settimeout(10.0)
             client.connect(str(address()))
             request = {"command": command, "run": str(path.resolve()), "options": list(options)}
+            request["folder"] = str(Path.cwd())
             client.sendall(json.dumps(request).encode() + b"\n")
             return json.loads(client.makefile().readline())["pid"]
     except (OSError, ValueError, KeyError):
@@ -136,6 +139,7 @@ def _answer(
     try:
         request = json.loads(connection.makefile().readline())
         command, path, options = request["command"], Path(request["run"]), request["options"]
+        folder = request["folder"]
     except (OSError, ValueError, KeyError):
         return
     pid = os.fork()
@@ -146,6 +150,7 @@ def _answer(
             for owned in (connection, *mine):
                 owned.close()
             os.setsid()
+            os.chdir(folder)  # what a recipe names without its whole path lies there
             os.nice(5)  # whoever watches comes first
             log = os.open(path / "state" / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(log, 1)

@@ -2,10 +2,9 @@
 
 import collections
 import html
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,10 +12,11 @@ from urllib.parse import quote
 import pandas as pd
 import psutil
 
-from fractal_core import control, experiments, explore, machine, planner, sight, singles
-from fractal_core.agenda import fingerprint
+from fractal_core import control, experiments, explore, machine, planner
+from fractal_core.control import Failure
 from fractal_core.errors import Refused
 from fractal_core.explore import View
+from fractal_core.outlook import duration, pace
 from fractal_core.store import Store
 from fractal_core.sweep import Sweep
 
@@ -41,34 +41,11 @@ def begin(
     """
     sweep.require_resolution()
     planner.notes(sweep)
-    above = root / parent if parent else None
-    view = explore.view_of(root, sweep, label, above)
+    view = explore.view_of(root, sweep, label)
     if name:
-        view = View(sweep, root / singles.require_name(name), None, above)
-    store = Store.create(view.path, sweep)
-    if parent:
-        store.files.put_once("origin.json", json.dumps({"parent": parent}).encode())
-    resume(store, options)
-    return view.name
-
-
-def resume(store: Store, options: Sequence[str] = ()) -> None:
-    """Have a process work on what is missing; one that does already is left alone."""
-    if store.missing():
-        control.start_detached(store.path, options)
-
-
-def inside(view: View, box: Sequence[float], rows: int | None, cols: int | None) -> Sweep:
-    """The recipe of a run on a dragged rectangle of its map, with a grid of its own.
-
-    Raises:
-        Refused: It would show rounding: neighbours are too close, or so says the run's seeing.
-    """
-    sweep = view.sweep.zoom(view.sweep.region.drag(box, rows, cols))
-    sweep.require_resolution()
-    if view.store is not None:
-        sight.require_sight(view.store, sweep)
-    return sweep
+        view = View(sweep, root / explore.require_name(name), None)
+    above = root / parent if parent else view.parent
+    return explore.begin(replace(view, parent=above), options).name
 
 
 def asked(
@@ -121,7 +98,7 @@ def selected(
             return None, lone_point(view, point[0], point[1])
         return None, "Drag a rectangle to sweep it closer, click a point to train it alone."
     try:
-        inner = inside(view, box, *grid)
+        inner = explore.inside(view, box, *grid)
         places = planner.places(view.sweep, **crew)
         return inner, cost_in_words(planner.cost(inner, places, root), places)
     except Refused as error:
@@ -134,18 +111,13 @@ def noted(name: str, words: str, notes: Sequence[str] = ()) -> str:
     return f"<div><b data-testid='{name}'>{html.escape(words)}</b>{more}</div>"
 
 
-def label_of(name: str) -> str:
-    """What the names of a run and of its zooms have in common."""
-    return name.rpartition("-")[0] or name
-
-
 def cost_in_words(cost: planner.Cost, places: Sequence[machine.Slot]) -> str:
     """A cost as a line for a person."""
     kinds = collections.Counter(slot.device for slot in places)
     where = " and ".join(f"{count} on {device}" for device, count in kinds.items())
     wait = "no run like these was timed here yet"
     if cost.seconds is not None:
-        wait = f"about {explore.duration(cost.seconds)}"
+        wait = f"about {duration(cost.seconds)}"
     plural = "worker" if len(places) == 1 else "workers"
     apart = "no neighbours" if cost.ulps == float("inf") else f"{cost.ulps:.3g} ulps apart"
     return (
@@ -177,44 +149,7 @@ class Glance:
     left: str
     slots: pd.DataFrame
     gpus: pd.DataFrame
-    failures: "tuple[Failure, ...]"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Units that failed for one cause.
-
-    Args:
-        cause: In the words of the most common one.
-        units: Their names.
-        exit_code: Of the last of them.
-        log: The end of what its worker said.
-    """
-
-    cause: str
-    units: tuple[str, ...]
-    exit_code: int | None
-    log: str
-
-
-def failures(store: Store) -> tuple[Failure, ...]:
-    """What failed, by cause as `fractal status` groups it, the largest group first."""
-    groups: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for unit, note in store.failures().items():
-        groups.setdefault(fingerprint(note["cause"]), []).append((unit, note))
-    found = []
-    for group in groups.values():
-        last = max((note for _, note in group), key=lambda note: note.get("time", 0.0))
-        causes = collections.Counter(note["cause"] for _, note in group)
-        found.append(
-            Failure(
-                cause=causes.most_common(1)[0][0],
-                units=tuple(sorted(unit for unit, _ in group)),
-                exit_code=last.get("exit_code"),
-                log=last.get("log", ""),
-            )
-        )
-    return tuple(sorted(found, key=lambda failure: -len(failure.units)))
+    failures: tuple[Failure, ...]
 
 
 class Meter:
@@ -243,7 +178,7 @@ def glance(store: Store, meter: Meter) -> Glance:
     progress = control.progress(store)
     running = progress.process is not None
     state = "running" if running else "stopped" if progress.units_missing else "complete"
-    if running and _stopping(store):
+    if running and progress.stopping:
         state = "stopping"
     if not running and progress.done == 0:
         state = "not begun"
@@ -253,27 +188,12 @@ def glance(store: Store, meter: Meter) -> Glance:
         done=progress.done,
         total=progress.points,
         failed=progress.failed,
-        rate=_rate(progress.points_per_second) if running else "",
-        left="" if seconds is None else explore.duration(seconds),
+        rate=pace(progress.points_per_second) if running and progress.points_per_second else "",
+        left="" if seconds is None else duration(seconds),
         slots=_slots(progress.slots if running else [], meter),
         gpus=_gpus() if running else pd.DataFrame(),
-        failures=failures(store),
+        failures=control.failures(store),
     )
-
-
-def _stopping(store: Store) -> bool:
-    try:
-        told = json.loads((store.path / "state" / "status.json").read_bytes())
-    except (FileNotFoundError, ValueError):
-        return False
-    return bool(told.get("stopping"))
-
-
-def _rate(per_second: float | None) -> str:
-    """How fast runs are, or how long one takes where that says more."""
-    if not per_second:
-        return ""
-    return f"{per_second:,.0f} points/s" if per_second >= 1 else f"{1 / per_second:.3g} s per point"
 
 
 def _slots(slots: Sequence[dict[str, Any]], meter: Meter) -> pd.DataFrame:
@@ -287,7 +207,7 @@ def _slots(slots: Sequence[dict[str, Any]], meter: Meter) -> pd.DataFrame:
                 "device": slot["device"],
                 "process": slot["process"] or "-",
                 "unit": slot["unit"] or "waits",
-                "for": explore.duration(now - slot["since"]) if slot["since"] else "-",
+                "for": duration(now - slot["since"]) if slot["since"] else "-",
                 "CPU": "-" if used is None else f"{used:.0f} %",
             }
         )
@@ -306,11 +226,6 @@ def _gpus() -> pd.DataFrame:
         for gpu in machine.gpus()
     ]
     return pd.DataFrame(rows)
-
-
-def stop(store: Store) -> None:
-    """Ask whoever works on a run to end: once, and it finishes what it has in hand; again, and not."""
-    control.ask_to_stop(store.path)
 
 
 def recipe_in_words(sweep: Sweep) -> str:
@@ -386,7 +301,7 @@ def logs(found: Sequence[Failure]) -> str:
 
 
 def heading(root: Path, view: View) -> str:
-    """What a run is, where it lies, and its neighbours to go to, as markdown."""
+    """What a run is, where it lies, and its neighbours to go to, as HTML."""
     x, y = view.sweep.region.x, view.sweep.region.y
     ends = [
         f"{axis.name} {planner.text_of(axis.low)} … {planner.text_of(axis.high)}" for axis in (x, y)
@@ -396,7 +311,10 @@ def heading(root: Path, view: View) -> str:
         parts.append(f"inside {_link(view.parent.name)}")
     if inner := [_link(name) for name, _ in explore.children(root, view)]:
         parts.append(f"zooms: {', '.join(inner)}")
-    return f"{' · '.join(parts)}\n\n<small data-testid='region'>{' · '.join(ends)}</small>"
+    return (
+        f"<div>{' · '.join(parts)}<br>"
+        f"<small data-testid='region'>{html.escape(' · '.join(ends))}</small></div>"
+    )
 
 
 def _link(name: str) -> str:

@@ -21,6 +21,7 @@ def title():
     mo.md("""
     # What does the model say?
     Any checkpoint answers here, alone or beside another: what it was trained from, for example.
+    A base model only goes on writing; one that was fine-tuned on conversations answers.
     Type **/** for questions of a data set; each is asked with its document, shown below. What was
     said lives in this tab only: a reload, or another choice of model, begins anew.
     """)
@@ -55,7 +56,7 @@ def base_model(control, get_made):
     make = mo.ui.run_button(
         label="make the base model",
         disabled=making or not control,
-        tooltip="" if control else "open with --allow-control to start anything",
+        tooltip="" if control else explore.CLOSED,
     )
     _failed = _errand is not None and _errand.state == "failed" and not checkpoints
     mo.vstack(
@@ -67,7 +68,7 @@ def base_model(control, get_made):
                 )
             ),
             mo.callout(f"The last try ended so: {_errand.tail(1)}", kind="warn") if _failed else "",
-            mo.hstack([make, tick or ""], justify="start"),
+            mo.hstack([make, tick] if making else [make], justify="start"),
         ]
     ) if making or not checkpoints else None
     return checkpoints, make, making, tick
@@ -108,9 +109,9 @@ def choosing(asked, checkpoints):
 
 
 @app.cell(hide_code=True)
-def beside_it(asked, checkpoints, pick, typed):
+def beside_it(asked, checkpoints, control, pick, typed):
     source = typed.value.strip() or pick.value or ""
-    _earlier = talk.before(source) if source else None
+    _earlier = talk.before(source, fetches=control) if source else None
     _others = {"nothing": ""}
     if _earlier:
         _others["what it was trained from"] = _earlier

@@ -17,11 +17,13 @@ with app.setup(hide_code=True):
         curves,
         explore,
         findings,
+        forms,
         measuring,
         pairing,
         seeing,
         sight,
     )
+    from fractal_core.outcome import SIDES
 
     ROOT = Path("runs")
 
@@ -84,10 +86,10 @@ def one_known_set(known, seed):
     mo.vstack(
         [
             said("known", f"{known.value}: true D = {_found.truth:.3f}; {_judged.verdict}"),
-            pair(_picture, curves.box_chart(_judged, _found.truth)),
+            pair(_picture, forms.shown(curves.box_chart(_judged, _found.truth))),
             pair(
-                curves.flips_chart(_found.pairs, {}, "sides of the map"),
-                curves.pairs_chart(_found.pairs, "sides of the map", _found.truth),
+                forms.shown(curves.flips_chart(_found.pairs, {}, "sides of the map")),
+                forms.shown(curves.pairs_chart(_found.pairs, "sides of the map", _found.truth)),
             ),
             listed(_judged.verdict.evidence),
         ]
@@ -101,10 +103,9 @@ def choosing_a_run():
     control = explore.may_control(mo.app_meta().mode)
     _names = explore.maps(ROOT)
     _asked = query.get("run") or (_names[0] if _names else None)
-    run = mo.ui.dropdown(
-        _names, value=_asked if _asked in _names else None, label="run", searchable=True
-    )
-    which = mo.ui.radio(list(pairing.SIDES), value="trainable", label="**boundary of what is**")
+    _now = _asked if _asked in _names else None
+    run = mo.ui.dropdown(_names, value=_now, label="run", searchable=True, full_width=True)
+    which = mo.ui.radio(list(SIDES), value="trainable", label="**boundary of what is**")
     jitter = mo.ui.number(0.1, 1000, value=10, step=0.1, label="jitter, %")
     tick = mo.ui.refresh(options=["1s", "5s"], default_interval="1s")
     get_news, set_news = mo.state(0)
@@ -136,7 +137,7 @@ def opened(query, run):
     _empty = "There is no run here yet: make a map with `fractal demo`, or in the zoom notebook."
     mo.vstack(
         [
-            mo.md(f"## {store.path.name}" if store else "## A run"),
+            mo.Html(f"<h2>{html.escape(store.path.name)}</h2>" if store else "<h2>A run</h2>"),
             mo.callout(
                 mo.plain_text(_words) if _words else mo.md(_empty),
                 kind="warn" if _words else "neutral",
@@ -157,19 +158,19 @@ def on_the_map(get_news, jitter, store, which):
     except Refused as _error:
         mo.stop(True, said("verdict", f"no dimension from boxes: {_error}"))
     _found = _whole.found
-    _rows = findings.companions(store, _found, jitter.value or 10.0)
+    _rows = findings.companions(store, _found, which.value, jitter.value or 10.0)
     _picture = mo.image(curves.boundary_png(_whole.labels), width=380, alt="the boundary")
     mo.vstack(
         [
             said("verdict", f"{_found.verdict}; D from boxes {findings.in_words(_found.box)}"),
             mo.md(_whole.picture.caption),
-            pair(_picture, curves.box_chart(_found)),
+            pair(_picture, forms.shown(curves.box_chart(_found))),
             pair(
                 listed(_found.verdict.evidence),
                 mo.ui.table(findings.beside_boxes(_found), selection=None, show_download=False),
             ),
             listed(f"{name + ': ' if name else ''}{text}" for name, text in _rows),
-            curves.margin_chart(store.sweep.grid, _found.margin, store.sweep.labels)
+            forms.shown(curves.margin_chart(store.sweep.grid, _found.margin, store.sweep.labels))
             if _found.margin is not None
             else mo.md(""),
         ]
@@ -194,8 +195,8 @@ def from_pairs(get_news, store, which):
                     f"{_rough.verdict}; D from pairs {findings.in_words(_rough.dimension)}",
                 ),
                 pair(
-                    curves.flips_chart(_rough.dimension, _rough.nulls, _unit),
-                    curves.pairs_chart(_rough.dimension, _unit),
+                    forms.shown(curves.flips_chart(_rough.dimension, _rough.nulls, _unit)),
+                    forms.shown(curves.pairs_chart(_rough.dimension, _unit)),
                 ),
                 pair(
                     listed(_rough.verdict.evidence),
@@ -218,7 +219,7 @@ def from_seeing(get_news, store):
         if _seen is None
         else [
             mo.md("### Seeing"),
-            said("seeing", "; ".join(_seen.sentences[-2:])),
+            said("seeing", "; ".join([f"points {_seen.where}", *_seen.sentences[-2:]])),
             mo.ui.table(findings.rates(_seen), selection=None, show_download=False),
         ]
     )
@@ -227,7 +228,7 @@ def from_seeing(get_news, store):
 
 @app.cell(hide_code=True)
 def asking(control):
-    _why = "" if control else "open with --allow-control to start or stop runs"
+    _why = "" if control else explore.CLOSED
     runs = mo.ui.number(500, 10**6, value=8_000, label="at most so many runs")
     bases = mo.ui.dropdown(["focused", "chords"], value="focused", label="base points")
     measure = mo.ui.run_button(label="measure pairs", disabled=not control, tooltip=_why)

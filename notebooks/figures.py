@@ -12,9 +12,9 @@ with app.setup(hide_code=True):
 
     import marimo as mo
 
-    from fractal_core import Refused, experiments, explore, figures, press, proof
+    from fractal_core import Refused, experiments, explore, figures, film, films, press, proof
 
-    ROOT = Path("runs")
+    ROOT, OUT = Path("runs"), Path("figures")
 
 
 @app.cell(hide_code=True)
@@ -44,6 +44,7 @@ def title():
 def choosing():
     _query = mo.query_params()
     control = explore.may_control(mo.app_meta().mode)
+    why = "" if control else "open with --allow-control to write files or make runs"
     known = press.runs_in(ROOT)
     _wanted = [name for name in (_query.get("run") or "").split(",") if name in known]
     runs = mo.ui.multiselect(
@@ -53,7 +54,13 @@ def choosing():
         on_change=lambda names: _query.set("run", ",".join(map(str, names))),
         full_width=True,
     )
-    kind = mo.ui.dropdown([*press.KINDS, "film"], value=press.KINDS[0], label="figure")
+    _kinds, _asked = [*press.KINDS, "film"], _query.get("figure")
+    kind = mo.ui.dropdown(
+        _kinds,
+        value=_asked if _asked in _kinds else _kinds[0],
+        label="figure",
+        on_change=lambda name: _query.set("figure", name),
+    )
     _empty = mo.callout(
         mo.md(
             "There is no run in `runs` yet. `fractal demo` makes one in about a minute, or zoom "
@@ -61,57 +68,60 @@ def choosing():
         )
     )
     mo.hstack([runs, kind], widths=[3, 1], align="end") if known else _empty
-    return control, kind, known, runs
+    return control, kind, known, runs, why
 
 
 @app.cell(hide_code=True)
 def settings(kind):
-    film = kind.value == "film"
+    filmed = kind.value == "film"
     palette = mo.ui.radio(list(figures.PALETTES), value="split", label="**palette**")
     quantity = mo.ui.radio(list(figures.QUANTITIES), value="measure", label="**colour**")
-    width = mo.ui.radio(
-        {"89 mm, one column": 89, "183 mm, two columns": 183},
-        value="89 mm, one column" if kind.value == "map" else "183 mm, two columns",
-        label="**width**",
-    )
-    suffix = mo.ui.radio(
-        [".mp4", ".gif"] if film else [".pdf", ".svg", ".png"],
-        value=".mp4" if film else ".pdf",
-        label="**file**",
-    )
+    _widths = {"89 mm, one column": 89, "183 mm, two columns": 183}
+    _sizes = {f"{film.SIZE} pixels, for a screen": film.SIZE}
+    _sizes |= {name: film.pixels(wide) for name, wide in _widths.items()}
+    width = mo.ui.radio(_widths, value=list(_widths)[kind.value != "map"], label="**width**")
+    size = mo.ui.radio(_sizes, value=next(iter(_sizes)), label="**width**")
+    _suffixes = list(film.SUFFIXES if filmed else figures.FORMATS)
+    suffix = mo.ui.radio(_suffixes, value=".mp4" if filmed else ".pdf", label="**file**")
     heading = mo.ui.text(label="title", full_width=True)
     captioned = mo.ui.checkbox(value=True, label="caption block")
-    return captioned, film, heading, palette, quantity, suffix, width
+    return captioned, filmed, heading, palette, quantity, size, suffix, width
 
 
 @app.cell(hide_code=True)
-def locating(known):
+def wishes(control, known, why):
     child = mo.ui.dropdown(known, label="locator box of", full_width=True)
-    return (child,)
+    folder = mo.ui.text(value=str(OUT), label="folder")
+    write = mo.ui.run_button(label="write", disabled=not control, tooltip=why)
+    return child, folder, write
 
 
 @app.cell(hide_code=True)
-def side(captioned, child, film, heading, kind, palette, quantity, suffix, width):
+def side(captioned, child, filmed, heading, kind, palette, quantity, size, suffix, tick, width):
     _coloured = kind.value in ("map", "plate")
     _shown = [
-        (mo.md("### " + ("Film" if film else "Figure")), True),
+        (mo.md("### " + ("Film" if filmed else "Figure")), True),
         (heading, kind.value not in ("film", "dimension")),
-        (captioned, not film),
+        (captioned, not filmed),
         (width, kind.value not in ("film", "dimension")),
+        (size, filmed),
         (suffix, True),
-        (palette, _coloured or film),
+        (palette, _coloured or filmed),
         (quantity, _coloured),
         (child, kind.value == "map"),
+        (tick, filmed),
     ]
     mo.sidebar([element for element, wanted in _shown if wanted], width="15rem")
     return
 
 
 @app.cell(hide_code=True)
-def printing(captioned, child, film, heading, kind, known, palette, quantity, runs, script, width):
+def printing(
+    captioned, child, filmed, heading, kind, known, palette, quantity, runs, script, width
+):
     # A cell that stops would leave an error in each cell after it, when it is exported.
     printed, _wrong = None, ""
-    if known and not (script or film):
+    if known and not (script or filmed):
         try:
             with mo.status.spinner("drawing"):
                 printed = press.draw(
@@ -124,7 +134,7 @@ def printing(captioned, child, film, heading, kind, known, palette, quantity, ru
                     captioned=captioned.value,
                     child=experiments.read_run(child.value) if child.value else None,
                 )
-        except Refused as _error:
+        except (Refused, OSError) as _error:
             _wrong = str(_error)
     mo.callout(_wrong, kind="warn") if _wrong else None
     return (printed,)
@@ -147,15 +157,14 @@ def showing(printed):
 
 
 @app.cell(hide_code=True)
-def saving(control, kind, printed, runs, suffix):
-    name = press.name_of(kind.value, runs.value) + suffix.value
-    folder = mo.ui.text(value="figures", label="folder")
-    _why = "" if control else "open with --allow-control to write files here"
-    write = mo.ui.run_button(label="write", disabled=not control, tooltip=_why)
-    _download = mo.download(lambda: printed.data(suffix.value), filename=name)
-    _row = mo.hstack([mo.md(f"`{name}`"), _download, folder, write], justify="start", align="end")
-    _row if printed is not None else None
-    return folder, name, write
+def saving(chain, folder, kind, known, printed, runs, suffix, write):
+    _paths = [store.path for store in chain] or [known[name] for name in runs.value]
+    name = press.name_of(kind.value, _paths, known.values()) + suffix.value
+    if printed is not None:
+        _download = mo.download(lambda: printed.data(suffix.value), filename=name)
+        _row = [mo.md(f"`{name}`"), _download, folder, write]
+    mo.hstack(_row, justify="start", align="end") if printed is not None else None
+    return (name,)
 
 
 @app.cell(hide_code=True)
@@ -189,75 +198,98 @@ def proving(printed):
 
 
 @app.cell(hide_code=True)
-def filming(control, film, known, runs, script):
-    _why = "" if control else "open with --allow-control to make runs"
-    frames, _said = [], ""
+def ticking():
+    # Whether a film is being made, and when its file was written: a tick changes only that.
+    get_film, set_film = mo.state((False, None))
+    tick = mo.ui.refresh(options=["1s", "5s"], default_interval="1s", label="news every")
+    return get_film, set_film, tick
+
+
+@app.cell(hide_code=True)
+def linking(filmed, known, runs, script):
+    chain, frames, price = [], [], ""
     try:
-        _stores = press.stores_of(known, runs.value) if film and not script else []
-        if len(_stores) == 2:
-            _first = _stores[0].path
-            frames = press.keyframes(_first.parent, _stores)
-            _price = press.price(frames, explore.open_view(_first.parent, _first.name))
-            _said = f"between these two: {_price}"
-    except Refused as _error:
-        _said = str(_error)
-    roll = mo.ui.run_button(label="make the film")
+        if filmed and runs.value and not script:
+            chain = films.wide_first(press.stores_of(known, runs.value))
+        if len(chain) == 2:
+            frames = films.keyframes(chain)
+            price = f"between these two: {films.price(frames, chain)}"
+    except (Refused, OSError) as _error:
+        price = str(_error)
+    return chain, frames, price
+
+
+@app.cell(hide_code=True)
+def filming(chain, control, filmed, frames, get_film, name, price, script, why):
+    _busy = get_film()[0]
+    roll = mo.ui.run_button(
+        label="make the film", disabled=_busy or not (control and chain), tooltip=why
+    )
+    halt = mo.ui.run_button(label="stop", disabled=not (control and _busy), tooltip=why)
     keys = mo.ui.run_button(
-        label="make the keyframes", disabled=not (control and frames), tooltip=_why
+        label="make the keyframes", disabled=not (control and frames), tooltip=why
     )
     _hint = mo.md(
         "Choose runs that are zooms of one another; the order does not matter. Two that are far "
         "apart need keyframes between them, one for every factor of two."
     )
-    _told = mo.Html(f"<p data-testid='film'>{html.escape(_said)}</p>")
-    _buttons = mo.hstack([roll, keys], justify="start")
-    mo.vstack([_hint, _told, _buttons]) if film and not script else None
-    return frames, keys, roll
+    _told = mo.Html(f"<p data-testid='film'>{html.escape(price)}</p>")
+    _row = [mo.md(f"`{OUT / name}`"), roll, halt, keys]
+    _buttons = mo.hstack(_row, justify="start", align="end")
+    mo.vstack([_hint, _told, _buttons]) if filmed and not script else None
+    return halt, keys, roll
 
 
 @app.cell(hide_code=True)
-def keying(control, frames, keys):
-    mo.stop(not (keys.value and control))
-    _made = [store.path for store in press.make(frames)]
-    mo.md(
-        "Made; train them with\n\n```\n"
-        + "\n".join(f"fractal run {path}" for path in _made)
-        + "\n```"
-    )
+def rolling(chain, control, frames, halt, keys, name, palette, roll, size):
+    mo.stop(not (control and (roll.value or halt.value or keys.value)))
+    _said = None
+    try:
+        if roll.value:
+            films.begin(chain, OUT / name, palette=palette.value, size=size.value)
+        elif halt.value:
+            films.stop(chain)
+        else:
+            _commands = films.commands([store.path for store in chain], films.make(frames))
+            _said = mo.md("They are made. To go on:\n\n```\n" + "\n".join(_commands) + "\n```")
+    except (Refused, OSError) as _error:
+        _said = mo.callout(str(_error), kind="warn")
+    _said
     return
 
 
 @app.cell(hide_code=True)
-def rolling(control, known, palette, roll, runs, suffix):
-    mo.stop(not roll.value)
-    try:
-        with mo.status.spinner("drawing frames"):
-            _stores = press.stores_of(known, runs.value)
-            _data = press.roll(_stores, suffix.value, palette=palette.value)
-        _name = press.name_of("film", runs.value) + suffix.value
-        _show = mo.image if suffix.value == ".gif" else mo.video
-        _where = ""
-        if control:
-            figures.write(press.inside("figures", _name), _data)
-            _where = f"<p data-testid='written'>wrote figures/{_name}</p>"
-        _page = mo.vstack(
-            [mo.Html(_where), _show(_data, width=500), mo.download(_data, filename=_name)]
-        )
-    except Refused as _error:
-        _page = mo.callout(str(_error), kind="warn")
-    _page
+def watching(chain, get_film, name, set_film, tick):
+    tick
+    mo.stop(not chain)
+    _errand, _file = films.last(chain), OUT / name
+    _written = (_file, _file.stat().st_mtime) if _file.exists() else None
+    _now = (_errand is not None and _errand.process is not None, _written)
+    if _now != get_film():
+        set_film(_now)
+    mo.Html(f"<p data-testid='rolling'>{html.escape(films.told(_errand))}</p>")
+    return
+
+
+@app.cell(hide_code=True)
+def projecting(filmed, get_film):
+    mo.stop(not filmed or get_film()[1] is None)
+    _file, _ = get_film()[1]
+    _data = _file.read_bytes()
+    _download = mo.download(_data, filename=_file.name)
+    if _file.suffix == ".gif":
+        _shown = mo.image(_data, width=500)
+    else:
+        _shown = mo.video(_data, width=500, muted=True, autoplay=True, loop=True)
+    mo.vstack([_shown, _download])
     return
 
 
 @app.cell(hide_code=True)
 def eyes(script):
     mo.stop(script)
-    mo.vstack(
-        [
-            mo.md("**The palettes, for every eye**"),
-            mo.image(figures.render(proof.palettes_figure(), ".png"), width=900),
-        ]
-    )
+    _picture = mo.image(figures.render(proof.palettes_figure(), ".png"), width=900)
+    mo.vstack([mo.md("**The palettes, for every eye**"), _picture])
     return
 
 

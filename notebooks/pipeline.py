@@ -7,11 +7,12 @@ app = marimo.App(width="full", app_title="fractal pipeline")
 
 with app.setup(hide_code=True):
     import html
+    import shlex
     from pathlib import Path
 
     import marimo as mo
 
-    from fractal_core import Refused, errands, explore, sizes, spelling, stages
+    from fractal_core import Refused, errands, explore, forms, sizes, spelling, stages
 
     ROOT = Path("runs")
 
@@ -42,13 +43,7 @@ def navigation():
         set_folder(folder)
         set_trouble("")
 
-    def attempt(action):
-        """Do something, or say in a sentence why it cannot be done."""
-        try:
-            action()
-            set_trouble("")
-        except (Refused, OSError) as error:
-            set_trouble(str(error))
+    attempt = forms.attempting(set_trouble)
 
     news = (get_news, set_news, get_doing, set_doing, get_card, set_card)
     return attempt, control, get_card, get_doing, get_folder, get_news, get_trouble, go, news
@@ -124,7 +119,7 @@ def ticking():
 def buttons(control, get_doing):
     # Made anew only when what they can do changes; naming the clock here would lose clicks.
     _busy, _stopping, _fresh = get_doing()
-    _why = "" if control else "open with --allow-control to start or stop anything"
+    _why = "" if control else explore.CLOSED
     start = mo.ui.run_button(
         label="start" if _fresh else "go on", disabled=_busy or not control, tooltip=_why
     )
@@ -148,7 +143,7 @@ def doing(folder, get_news, size):
     get_news()
     errand = errands.last(folder)
     _state = errand.state if errand else "nothing was begun in this folder"
-    _command = f"python -m scripts.speedrun --size={size.value} --base_dir={folder}"
+    _command = shlex.join(stages.command(folder, size.value))
     mo.hstack(
         [mo.Html(f"<b data-testid='state'>{_state}</b>"), mo.plain_text(_command)],
         justify="start",
@@ -178,10 +173,7 @@ def progress(folder, get_news, size):
 @app.cell(hide_code=True)
 def curves(folder, get_news):
     get_news()
-    _charts = [
-        mo.ui.altair_chart(chart, chart_selection=False, legend_selection=False)
-        for chart in stages.charts(stages.curves(folder))
-    ]
+    _charts = [forms.shown(chart) for chart in stages.charts(stages.curves(folder))]
     _rows = [mo.hstack(_charts[at : at + 2], widths="equal") for at in range(0, len(_charts), 2)]
     mo.vstack(_rows) if _rows else mo.md("*Loss curves appear here as soon as a stage trains.*")
     return
@@ -233,7 +225,7 @@ def spelled(text, which):
 def packing(known):
     mo.hstack(
         [
-            mo.ui.altair_chart(spelling.packing(known), chart_selection=False),
+            forms.shown(spelling.packing(known)),
             mo.ui.table(
                 spelling.specials(known),
                 selection=None,
@@ -293,7 +285,7 @@ def reckoned(wish):
             sizes.bars(_size.parameters, "parameters"),
             sizes.bars(_size.memory, "GiB of one GPU; the line is the card", _wish.card),
         )
-        _charts = [mo.ui.altair_chart(chart, chart_selection=False) for chart in _bars]
+        _charts = [forms.shown(chart) for chart in _bars]
     except Refused as _error:
         _told, _charts = mo.callout(str(_error), kind="warn"), []
     _sliders = mo.vstack(list(wish.elements.values()))

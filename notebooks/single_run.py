@@ -11,7 +11,8 @@ with app.setup(hide_code=True):
 
     import marimo as mo
 
-    from fractal_core import Refused, explore, forms, planner, singles
+    from fractal_core import Refused, curves, explore, forms, planner, singles
+    from fractal_core.control import ask_to_stop
     from fractal_core.single import Watch
 
     ROOT = Path("runs")
@@ -31,7 +32,7 @@ def title():
 def navigation():
     query = mo.query_params()
     control = explore.may_control(mo.app_meta().mode)
-    leave = "" if control else "open with --allow-control to start or stop runs"
+    why = "" if control else explore.CLOSED
     get_address, set_address = mo.state(dict(query.to_dict()))
     get_trouble, set_trouble = mo.state("")
 
@@ -45,15 +46,9 @@ def navigation():
         set_trouble("")
         set_address({"run": name} if name else {})
 
-    def attempt(action):
-        """Do something, or say in a sentence why it cannot be done."""
-        try:
-            set_trouble("")
-            action()
-        except (Refused, OSError) as error:
-            set_trouble(str(error))
+    attempt = forms.attempting(set_trouble)
 
-    return attempt, control, get_address, get_trouble, go, leave
+    return attempt, control, get_address, get_trouble, go, why
 
 
 @app.cell(hide_code=True)
@@ -78,9 +73,8 @@ def refused(get_trouble):
 @app.cell(hide_code=True)
 def side(run):
     _names = singles.names(ROOT)
-    opened = mo.ui.dropdown(
-        _names, value=run.name if run and run.name in _names else None, label="run", searchable=True
-    )
+    _now = run.name if run and run.name in _names else None
+    opened = mo.ui.dropdown(_names, value=_now, label="run", searchable=True, full_width=True)
     fresh = mo.ui.run_button(label="choose another point", disabled=run is None)
     over = mo.ui.radio(["loss", "ratio"], value="loss", label="**compare by**")
     mo.sidebar([mo.md("### Single run"), opened, fresh, over], width="15rem")
@@ -123,7 +117,7 @@ def inputs(origin, preset):
 @app.cell(hide_code=True)
 def form(begun, look, origin, point, preset, run, samples, seed, settings):
     mo.stop(run is not None)
-    _from = mo.md(f"from the map **{origin.label}**") if origin else preset
+    _from = mo.Html(f"from the map <b>{html.escape(origin.label)}</b>") if origin else preset
     _watch = (samples, look) if singles.answers(begun.experiment) else ()
     forms.of_settings(settings, (_from, *point, seed, *_watch))
     return
@@ -148,9 +142,9 @@ def naming():
 
 
 @app.cell(hide_code=True)
-def starting_form(control, leave, name, run):
+def starting_form(control, name, run, why):
     # Not made anew with every plan, or a click just after the last change would be lost.
-    start = mo.ui.run_button(label="train it", kind="success", disabled=not control, tooltip=leave)
+    start = mo.ui.run_button(label="train it", kind="success", disabled=not control, tooltip=why)
     forms.line(name, start) if run is None else None
     return (start,)
 
@@ -197,13 +191,11 @@ def outcome(get_phase, run):
 
 
 @app.cell(hide_code=True)
-def steering(control, get_phase, leave, run, tick):
+def steering(control, get_phase, run, tick, why):
     _phase = get_phase()
-    stop = mo.ui.run_button(
-        label="stop", disabled=_phase != "training" or not control, tooltip=leave
-    )
+    stop = mo.ui.run_button(label="stop", disabled=_phase != "training" or not control, tooltip=why)
     again = mo.ui.run_button(
-        label="train it again", disabled=_phase != "broken off" or not control, tooltip=leave
+        label="train it again", disabled=_phase != "broken off" or not control, tooltip=why
     )
     forms.line(stop, again, tick) if run is not None else None
     return again, stop
@@ -212,7 +204,7 @@ def steering(control, get_phase, leave, run, tick):
 @app.cell(hide_code=True)
 def acting(again, attempt, control, run, stop):
     if stop.value and control:
-        attempt(lambda: singles.stop(run))
+        attempt(lambda: ask_to_stop(run.store.path))
     elif again.value and control:
         attempt(lambda: singles.resume(run))
     return
@@ -235,7 +227,7 @@ def curve(compared, get_size, over, run):
     _seen = int((_frame["run"] == run.name).sum())
     mo.vstack(
         [
-            forms.loss_chart(_frame, over.value),
+            forms.shown(curves.loss_chart(_frame, over.value)),
             mo.Html(f"<small data-testid='points' data-points='{_seen}'>{_seen:,} losses</small>"),
         ]
     )
@@ -246,7 +238,7 @@ def curve(compared, get_size, over, run):
 def learning_rates(get_size, run):
     mo.stop(run is None)
     get_size()
-    forms.rate_chart(singles.rates(run))
+    forms.shown(curves.rate_chart(singles.rates(run)))
     return
 
 

@@ -10,7 +10,8 @@ with app.setup(hide_code=True):
 
     import marimo as mo
 
-    from fractal_core import Refused, explore, figures, forms, planner, portrait, singles, watching
+    from fractal_core import Refused, explore, figures, forms, planner, portrait, watching
+    from fractal_core.control import ask_to_stop
     from fractal_core.heatmap import Heatmap
 
     ROOT = Path("runs")
@@ -30,7 +31,7 @@ def title():
 def navigation():
     query = mo.query_params()
     control = explore.may_control(mo.app_meta().mode)
-    leave = "" if control else "open with --allow-control to start or stop runs"
+    why = "" if control else explore.CLOSED
     get_address, set_address = mo.state(query.get("run") or "")
     get_trouble, set_trouble = mo.state("")
 
@@ -43,15 +44,9 @@ def navigation():
         set_trouble("")
         set_address(name)
 
-    def attempt(action):
-        """Do something, or say in a sentence why it cannot be done."""
-        try:
-            set_trouble("")
-            action()
-        except (Refused, OSError) as error:
-            set_trouble(str(error))
+    attempt = forms.attempting(set_trouble)
 
-    return attempt, control, get_address, get_trouble, go, leave
+    return attempt, control, get_address, get_trouble, go, why
 
 
 @app.cell(hide_code=True)
@@ -72,9 +67,9 @@ def refused(get_trouble):
 
 @app.cell(hide_code=True)
 def side(get_address):
-    _maps = [name for name in explore.runs(ROOT) if name not in singles.names(ROOT)]
+    _maps = explore.maps(ROOT)
     _now = get_address() if get_address() in _maps else None
-    opened = mo.ui.dropdown(_maps, value=_now, label="run", searchable=True)
+    opened = mo.ui.dropdown(_maps, value=_now, label="run", searchable=True, full_width=True)
     fresh = mo.ui.run_button(label="plan a new sweep", disabled=not get_address())
     quantity = mo.ui.radio(list(figures.QUANTITIES), value="measure", label="**colour**")
     palette = mo.ui.radio(["split", "paper"], value="split", label="**palette**")
@@ -155,10 +150,10 @@ def naming():
 
 
 @app.cell(hide_code=True)
-def starting_form(control, leave, name, view):
+def starting_form(control, name, view, why):
     # Not made anew with every plan, or a click just after the last change would be lost.
     start = mo.ui.run_button(
-        label="start the sweep", kind="success", disabled=not control, tooltip=leave
+        label="start the sweep", kind="success", disabled=not control, tooltip=why
     )
     forms.line(name, start) if view is None else None
     return (start,)
@@ -175,7 +170,7 @@ def starting(attempt, control, crew, go, name, plan, preset, start):
 @app.cell(hide_code=True)
 def heading(view):
     mo.stop(view is None)
-    mo.md(watching.heading(ROOT, view))
+    mo.Html(watching.heading(ROOT, view))
     return
 
 
@@ -205,14 +200,14 @@ def looking(get_failed, get_state, meter, set_failed, set_state, tick, view):
 
 
 @app.cell(hide_code=True)
-def steering(control, get_state, leave):
+def steering(control, get_state, why):
     _busy = get_state() in ("running", "stopping")
     _ends = "end now" if get_state() == "stopping" else "stop"
-    stop = mo.ui.run_button(label=_ends, disabled=not (_busy and control), tooltip=leave)
+    stop = mo.ui.run_button(label=_ends, disabled=not (_busy and control), tooltip=why)
     resume = mo.ui.run_button(
         label="resume",
         disabled=get_state() not in ("stopped", "not begun") or not control,
-        tooltip=leave,
+        tooltip=why,
     )
     return resume, stop
 
@@ -227,9 +222,9 @@ def steering_line(crew, resume, stop, view):
 @app.cell(hide_code=True)
 def acting(attempt, control, crew, resume, stop, view):
     if stop.value and control:
-        attempt(lambda: watching.stop(view.store))
+        attempt(lambda: ask_to_stop(view.path))
     elif resume.value and control:
-        attempt(lambda: watching.resume(view.store, planner.options(**crew.value)))
+        attempt(lambda: explore.begin(view, planner.options(**crew.value)))
     return
 
 
@@ -271,12 +266,12 @@ def closer_form(view):
 
 
 @app.cell(hide_code=True)
-def closer(control, crew, heat, inner_cols, inner_rows, leave, view):
+def closer(control, crew, heat, inner_cols, inner_rows, view, why):
     inner, _words = watching.selected(
         ROOT, view, heat.roi, heat.point, (inner_rows.value, inner_cols.value), crew.value
     )
     zoom_in = mo.ui.run_button(
-        label="sweep the rectangle", disabled=inner is None or not control, tooltip=leave
+        label="sweep the rectangle", disabled=inner is None or not control, tooltip=why
     )
     _line = [mo.Html(watching.noted("selection", _words)), inner_rows, inner_cols, zoom_in]
     mo.vstack([_line[0], forms.line(*_line[1:])]) if view is not None else None
@@ -287,7 +282,7 @@ def closer(control, crew, heat, inner_cols, inner_rows, leave, view):
 def zooming(attempt, control, crew, go, inner, view, zoom_in):
     if zoom_in.value and control and inner is not None:
         _options = planner.options(**crew.value)
-        _label = watching.label_of(view.name)
+        _label = explore.label_of(view.name)
         attempt(lambda: go(watching.begin(ROOT, "", _label, inner, _options, view.name)))
     return
 

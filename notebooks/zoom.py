@@ -8,10 +8,9 @@ app = marimo.App(width="full", app_title="fractal zoom")
 with app.setup(hide_code=True):
     from pathlib import Path
 
-    import altair as alt
     import marimo as mo
 
-    from fractal_core import PRESETS, Outcome, Refused, explore, figures, portrait
+    from fractal_core import PRESETS, Refused, curves, explore, figures, forms, portrait
     from fractal_core.experiments import TUNING
 
     ROOT = Path("runs")
@@ -50,12 +49,7 @@ def navigation():
         """Show a view; back leads to the one before."""
         turn_to(explore.address(view, preset), (*get_history()[0], get_address()), ())
 
-    def attempt(action):
-        """Do something, or say in a sentence why it cannot be done."""
-        try:
-            action()
-        except (Refused, OSError) as error:
-            set_trouble(str(error))
+    attempt = forms.attempting(set_trouble)
 
     return attempt, control, get_address, get_history, get_trouble, go, turn_to
 
@@ -157,40 +151,30 @@ def moving(attempt, back, forward, get_address, get_history, go, opened, place, 
 
 
 @app.cell(hide_code=True)
-def marking(attempt, drop, get_address, get_history, keep, mark, turn_to, view):
-    if keep.value:
-        attempt(lambda: explore.bookmark(ROOT, mark.value or view.name, view.name))
-    elif drop.value:
-        attempt(lambda: explore.forget(ROOT, view.name))
-    if keep.value or drop.value:
+def marking(attempt, control, drop, get_address, get_history, keep, mark, turn_to, view):
+    mo.stop(not control or not (keep.value or drop.value))
+
+    def _mark():
+        if keep.value:
+            explore.bookmark(ROOT, mark.value or view.name, view.name)
+        else:
+            explore.forget(ROOT, view.name)
         turn_to(get_address(), *get_history())
+
+    attempt(_mark)
     return
 
 
 @app.cell(hide_code=True)
 def selection(heat, view):
-    try:
-        inner = explore.zoomed(ROOT, view, heat.roi) if heat.roi else None
-        _region = inner.sweep.region if inner else view.sweep.region
-        _what = "selection" if inner else "this view"
-        _cost = explore.cost(inner or view, like=view)
-        _words, _gauge = f"{_what}: {_cost}", _cost.gauge
-    except Refused as _error:
-        inner, _region, _gauge = None, view.sweep.region, ""
-        _words = f"cannot zoom there: {_error}"
-    _ends = " · ".join(
-        f"{axis.name} {axis.low!r} … {axis.high!r}" for axis in (_region.x, _region.y)
-    )
-    mo.Html(
-        f"<div><span data-testid='cost'>{_words}</span> {_gauge}<br>"
-        f"<small data-testid='region'>{_ends}</small></div>"
-    )
+    inner, _words = portrait.selected(ROOT, view, heat.roi)
+    mo.Html(_words)
     return (inner,)
 
 
 @app.cell(hide_code=True)
 def actions(control, inner, view):
-    _why = "" if control else "open with --allow-control to start or stop runs"
+    _why = "" if control else explore.CLOSED
     _ready = inner is not None and (control or inner.store is not None)
     zoom_in = mo.ui.run_button(label="zoom in", disabled=not _ready, tooltip=_why)
     start = mo.ui.run_button(label="compute", disabled=not control, tooltip=_why)
@@ -230,22 +214,7 @@ def loss_curves(heat, view):
     mo.stop(not heat.point, mo.md("*Click a point of the map to see its loss.*"))
     _frame = portrait.curves(view, *heat.point)
     mo.stop(_frame.empty, mo.md("*That point is not trained yet.*"))
-    _labels, _colours = [o.name for o in Outcome], list(figures.PALETTES["split"].outcomes)
-    _chart = (
-        alt.Chart(_frame)
-        .mark_line(clip=True)
-        .encode(
-            x=alt.X("step:Q", title="step"),
-            y=alt.Y("loss:Q", title="loss", scale=alt.Scale(type="log")),
-            color=alt.Color("outcome:N", scale=alt.Scale(domain=_labels, range=_colours)),
-            detail="run:N",
-            size=alt.condition("datum.run == 'here'", alt.value(3), alt.value(1)),
-            tooltip=["run", "outcome", "step", "loss"],
-        )
-        .properties(height=260, width="container")
-        .configure_axis(gridOpacity=0.3)
-    )
-    mo.ui.altair_chart(_chart, chart_selection=False, legend_selection=False)
+    forms.shown(curves.neighbours_chart(_frame))
     return
 
 

@@ -35,7 +35,7 @@ extern "C" void played(const Job *told, int blocks) {
 
 
 @functools.cache
-def built(code: Layout, options: tuple[str, ...] = (), warps: bool = False) -> ctypes.CDLL:
+def built(code: Layout, resident: bool = False, warps: bool = False) -> ctypes.CDLL:
     """The library of one layout."""
     text = layout.SOURCE.read_text()
     if warps:
@@ -47,7 +47,7 @@ def built(code: Layout, options: tuple[str, ...] = (), warps: bool = False) -> c
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "tiny.so"
         subprocess.run(
-            [*COMPILER, *code.constants(), *options, "-o", str(library)],
+            [*COMPILER, *code.constants(resident), "-o", str(library)],
             input=text.encode(),
             check=True,
         )
@@ -64,7 +64,7 @@ def train_in_warps(
     problem: Problem, hyper: np.ndarray, record, code: Layout, blocks: int, resident: bool
 ) -> Curves:
     """What the GPU would return, by its threads."""
-    library = built(code, ("-DRESIDENT",) if resident else (), warps=True)
+    library = built(code, resident, warps=True)
     return _called(problem, hyper, record, code, lambda job: library.played(job, blocks))
 
 

@@ -66,20 +66,45 @@ def _address(log, process) -> str:
     raise AssertionError(log.read_text())
 
 
+def test_a_film_is_made_in_the_background(browser, runs, tmp_path):
+    """Whoever leaves the page and comes back is told how it ended, and gets the file."""
+    with served(NOTEBOOK, runs) as server:
+        with opened(browser, tmp_path, server, "?run=near,wide") as page:
+            choose(page, "film")
+            says(page, "film", "keyframe")
+            as_gif(page)
+            press(page, "make the film")
+            says(page, "rolling", "^(running|done): ")
+        with opened(browser, tmp_path, server, "?run=near,wide&figure=film") as page:
+            says(page, "rolling", "^done: figures/wide-to-near-film.gif$")
+            as_gif(page)
+            with page.expect_download() as coming:
+                page.get_by_text("Download", exact=True).click()
+            coming.value.save_as(tmp_path / "downloaded.gif")
+        assert [shown.name for shown in recipe.read(tmp_path / "downloaded.gif").runs] == [
+            "wide",
+            "near",
+        ]
+
+
+def as_gif(page) -> None:
+    page.get_by_role("complementary").get_by_text(".gif", exact=True).click()
+
+
 def test_who_may_only_look_can_download_and_write_nothing(browser, runs, tmp_path):
-    """The button to write is dead, a film is still shown, and no file appears on the server."""
+    """The buttons that write or begin something are dead, and no file appears on the server."""
     with (
         served(NOTEBOOK, runs, control=False) as server,
         opened(browser, tmp_path, server, "?run=wide,near") as page,
     ):
         page.get_by_text("wide-map.pdf", exact=True).wait_for()
         assert disabled(page, "write")
+        with page.expect_download():
+            page.get_by_text("Download", exact=True).click()
         choose(page, "film")
         says(page, "film", "keyframe")
-        assert disabled(page, "make the keyframes")
-        page.get_by_role("complementary").get_by_text(".gif", exact=True).click()
-        press(page, "make the film")
-        page.get_by_text("Download", exact=True).wait_for()
+        for name in ("make the film", "stop", "make the keyframes"):
+            assert disabled(page, name)
         assert {item.name for item in server.folder.iterdir()} & {"figures"} == set()
 
 

@@ -47,6 +47,19 @@ def test_what_failed_says_why_and_what_went_well_is_done(tmp_path):
     assert "a &lt; b" in done.page()
 
 
+def test_no_secret_reaches_the_disk(tmp_path):
+    """Nor by a child of the command, nor in what it says last before it fails."""
+    says = "import os, sys; print('mine is', 'hf_' + 'a' * 20, flush=True); "
+    says += "os.system('echo WANDB_API_KEY=sword''fish9'); sys.exit('token=sword' + 'fish9')"
+    errands.start(tmp_path, ["timeit", "-n1", "-r1", says])
+    assert ended(tmp_path).state == "failed"
+    said = (tmp_path / errands.LOG).read_text()
+    assert said.startswith("mine is [redacted]\nWANDB_API_KEY=[redacted]\n")
+    assert said.endswith("token=[redacted]\n")
+    assert "swordfish9" not in said
+    assert "hf_a" not in said
+
+
 def test_a_line_that_was_written_over_shows_its_end():
     """As a terminal would; only the last lines are shown."""
     found = Errand(("m",), None, 0, "one\n10%\r20%\r30%\ntwo\n", False)

@@ -102,16 +102,60 @@ def test_the_same_recipe_is_the_same_run(root):
 
 def test_a_zoom_remembers_where_it_came_from(root, monkeypatch):
     """Back leads to the parent, and the parent outlines the child."""
-    monkeypatch.setattr(control, "start_detached", lambda path: 1)
+    monkeypatch.setattr(control, "start_detached", lambda path, options: 1)
     whole = open_view(root, "whole")
     begun = explore.begin(zoomed(root, whole, [0.1, 10.0, 1.0, 100.0]))
     assert open_view(root, begun.name).parent == whole.path
     assert explore.children(root, whole) == [(begun.name, begun.sweep.region)]
 
 
+@pytest.mark.parametrize("told", ['{"parent": "in/deep"}', '{"parent": 5}', '{"parent": ""}', "[]"])
+def test_no_parent_lies_outside_of_the_folder(root, told):
+    """Whatever a run folder that came from elsewhere says of where it came from."""
+    (root / "in" / "deep").mkdir(parents=True)
+    (root / "in" / "deep" / "sweep.json").write_text("{}")
+    (root / "whole" / "origin.json").write_text(told)
+    assert open_view(root, "whole").parent is None
+
+
+def test_bookmarks_of_two_tabs_are_all_kept(root):
+    """Those that both set at the same time."""
+    tabs = [
+        threading.Thread(
+            target=lambda n=n: [explore.bookmark(root, f"{n}-{k}", "whole") for k in range(20)]
+        )
+        for n in range(4)
+    ]
+    for tab in tabs:
+        tab.start()
+    for tab in tabs:
+        tab.join()
+    assert len(explore.bookmarks(root)) == 80
+
+
+def test_what_a_rectangle_takes_is_said_as_text(root):
+    """The name of a folder is never markup, whoever chose it."""
+    whole = open_view(root, "whole")
+    inner, words = portrait.selected(root, whole, [1e-2, 1e3, 1e-1, 1e4])
+    assert inner.sweep.id == zoomed(root, whole, [1e-2, 1e3, 1e-1, 1e4]).sweep.id
+    assert "selection: 384 runs" in words
+    assert "this view: computed already" in portrait.selected(root, whole, [])[1]
+    (root / "whole").rename(root / "<img src=x>")
+    foreign = open_view(root, "<img src=x>")
+    seen = {"flips": 60, "pairs": 100}
+    told = {name: seen for name in ("rerun", "ulp", "neighbours")} | {"dtype": None}
+    rest = {"pitch": 1e13, "values": (24, 16), "cells": (24, 16), "boundary": True}
+    text = canonical({"sweep": foreign.sweep.id, **told, **rest})
+    foreign.store.files.put_latest(sight.KEPT, text.encode())
+    inner, words = portrait.selected(root, foreign, [1.0, 1.0 + 1e-9, 1.0, 1.0 + 1e-9])
+    assert inner is None
+    assert "cannot zoom there" in words
+    assert "<img" not in words
+
+
 def test_a_finished_view_is_not_started_again(root, monkeypatch):
     """Opening it again computes nothing."""
-    monkeypatch.setattr(control, "start_detached", lambda path: pytest.fail("started"))
+    monkeypatch.setattr(control, "start_detached", lambda path, options: pytest.fail("started"))
     explore.begin(open_view(root, "whole"))
 
 
@@ -335,8 +379,18 @@ def test_starting_twice_is_starting_once(root):
     assert not control.stop(store.path)
 
 
-def test_a_warm_process_forks_runs(root):
-    """The second start goes through it, is a process of its own session, and survives its end."""
+@pytest.mark.parametrize("name", ["FRACTAL_STORAGE", "NANOCHAT_BASE_DIR", "HF_HOME"])
+def test_a_warm_process_that_keeps_models_elsewhere_is_not_asked(name, monkeypatch):
+    """A run finds its weights and texts where the one who starts it has them."""
+    here = warm.address()
+    monkeypatch.setenv(name, "/elsewhere")
+    assert warm.address() != here
+
+
+def test_a_warm_process_forks_runs(root, monkeypatch):
+    """The second start goes through it, is a process of its own session, works where it was asked
+    from, and survives its end.
+    """
     store = Store.create(root / "quick", Sweep.over(TinyNetworks(samples=272), REGION), block=8)
     control.start_detached(store.path)
     deadline = time.monotonic() + 60
@@ -344,12 +398,14 @@ def test_a_warm_process_forks_runs(root):
         time.sleep(0.1)
     slow = TinyNetworks(samples=272, steps=6000)
     other = Store.create(root / "slow", Sweep.over(slow, REGION), block=8)
+    monkeypatch.chdir(root)
     pid = warm.start(other.path)
     while control.progress(other).process != pid and time.monotonic() < deadline:
         time.sleep(0.02)
     server = psutil.Process(psutil.Process(pid).ppid())
     assert "fractal_core.warm" in server.cmdline()
     assert os.getsid(pid) == pid
+    assert psutil.Process(pid).cwd() == str(root)
     server.send_signal(signal.SIGKILL)
     server.wait()
     assert control.progress(other).process == pid

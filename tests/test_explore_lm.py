@@ -91,7 +91,7 @@ def test_cost_comes_from_its_own_runs(root, monkeypatch):
 
 def test_a_zoom_is_a_run_of_its_own(root, monkeypatch):
     """Of the same recipe, and outlined in its parent."""
-    monkeypatch.setattr(control, "start_detached", lambda path: 1)
+    monkeypatch.setattr(control, "start_detached", lambda path, options: 1)
     view = open_view(root, "plane")
     begun = explore.begin(zoomed(root, view, [1e-3, 1e-1, 1e-3, 1e-1]))
     assert begun.sweep.experiment == view.sweep.experiment

@@ -112,5 +112,5 @@ def test_tables_say_what_was_found(made):
     rates = findings.rates(seen)
     assert rates.flips[0] == f"0 of {seen.rerun.pairs}"
     assert len(rates) == 4
-    names = [name for name, _ in findings.companions(store, found, 10.0)]
+    names = [name for name, _ in findings.companions(store, found, "trainable", 10.0)]
     assert names == ["cross-check", "other recipes", "companions", "", "safety margin"]

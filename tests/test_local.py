@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from fractal_core.local import MARK, TAIL_BYTES, CappedLog, clean_environment, strays
+from fractal_core.local import MARK, clean_environment, strays
 from fractal_core.machine import Slot
+from fractal_core.redact import TAIL_BYTES, CappedLog
 
 SLOT = Slot(0, "cpu", 3)
 

@@ -69,7 +69,7 @@ def test_keyframes_are_priced_and_made_and_the_film_goes_through_them(here, caps
     ("command", "said"),
     [
         ("film runs/wide", "say what to write"),
-        ("film runs/wide --out film.avi", "ends in .mp4 or .gif"),
+        ("film runs/wide --out film.avi", "choose .mp4 or .gif"),
         ("film runs/wide --make", "between two runs"),
         ("open zooom", "did you mean zoom?"),
         ("open nothing.pdf", "name a figure that is there"),

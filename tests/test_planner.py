@@ -125,6 +125,20 @@ def test_the_cost_of_tiny_networks_is_measured(tmp_path):
         planner.cost(close, HERE, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "asked", [{"window": "9999999", "steps": "10000000"}, {"samples": "200000"}]
+)
+def test_looking_at_a_cost_is_never_long_work(asked, monkeypatch):
+    """Whatever is typed, before anybody has said that it may begin."""
+    sweep = planner.recipe("tanh", grid=(4, 4), settings={"arrays": "seeded"} | asked)
+    tried, run = [], TinyNetworks.run
+    monkeypatch.setattr(
+        TinyNetworks, "run", lambda self, *a, **k: tried.append(self) or run(self, *a, **k)
+    )
+    assert planner.timed(sweep) > 0
+    assert max(short.steps * short.samples for short in tried) <= 500_000
+
+
 def test_the_cost_of_fine_tuning_is_remembered(tmp_path, monkeypatch):
     """From the steps of runs with the same model, batch and device; else nobody knows."""
     monkeypatch.setattr(FineTune, "contract", lambda self, seed: {"arithmetic": "none"})

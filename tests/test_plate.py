@@ -1,5 +1,6 @@
 """Plates and proofs: several maps on a page, and a page for every eye."""
 
+import errno
 import re
 
 import numpy as np
@@ -144,6 +145,54 @@ def test_headless_writes_what_it_can(tmp_path, capsys):
     assert press.headless([str(tmp_path / "done")], "") == 2
 
 
+def test_runs_of_one_name_become_files_of_their_own(tmp_path, monkeypatch):
+    """The folders that they lie in tell them apart, on a plate as well; other names stay short."""
+    monkeypatch.setattr(press, "FILES", {"map": "map"})
+    stores = [
+        run(tmp_path / place, name, region(rows=rows), whole=False)
+        for place, name, rows in (("one", "tanh", 8), ("two", "tanh", 9), ("two", "relu", 10))
+    ]
+    paths = [store.path for store in stores]
+    assert press.headless([str(path) for path in paths], str(tmp_path / "out")) == 0
+    written = {path.name: recipe.read(path).runs for path in (tmp_path / "out").iterdir()}
+    assert [shown.id for shown in written.pop("plate.pdf")] == [each.sweep.id for each in stores]
+    names = "one-tanh-map.pdf", "two-tanh-map.pdf", "relu-map.pdf"
+    assert {name: shown[0].id for name, shown in written.items()} == {
+        name: store.sweep.id for name, store in zip(names, stores, strict=True)
+    }
+    assert press.name_of("map", paths[:1]) == "tanh-map"
+    assert press.name_of("film", paths[::2], paths) == "one-tanh-to-relu-film"
+    said = {text.get_text() for text in texts_of(press.draw("plate", stores).figure)}
+    assert {"a one-tanh", "b two-tanh", "c relu"} <= said
+
+
+def test_headless_says_in_a_sentence_what_cannot_be_written_or_read(tmp_path, capsys, monkeypatch):
+    """A file in place of the folder, a full disk, a run that may not be read, nothing to draw."""
+    begun = str(run(tmp_path, "begun", region(), QUICK, whole=False).path)
+    (tmp_path / "file").touch()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def locked(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for target, name, broken, said in (
+        ("file", None, None, "fractal: cannot write .*begun-map.pdf: .*; choose another folder"),
+        ("out", (figures.Files, "put_latest"), full, "fractal: cannot write .*: No space left"),
+        ("out", (press.experiments, "read_run"), locked, "fractal: .*begun: Permission denied"),
+        ("out", (press, "FILES"), {"dimension": "dimension"}, "no .*begun-dimension.pdf: "),
+    ):
+        with monkeypatch.context() as patch:
+            if name:
+                patch.setattr(*name, broken)
+            assert press.headless([begun], str(tmp_path / target)) == 2
+        error = capsys.readouterr().err
+        assert re.match(said, error)
+        assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_notebook_writes_below_its_folder_only(tmp_path, monkeypatch):
     """Not beside it, and nowhere else on the machine."""
     monkeypatch.chdir(tmp_path)
@@ -151,24 +200,3 @@ def test_a_notebook_writes_below_its_folder_only(tmp_path, monkeypatch):
     for folder in ("..", "/etc", "figures/../.."):
         with pytest.raises(Refused, match="not below"):
             press.inside(folder, "a.pdf")
-
-
-def test_keyframes_become_run_folders_once(tmp_path):
-    """Made with the outer run's recipe, found again the second time, and priced before."""
-    wide = run(tmp_path, "wide", region())
-    near = run(tmp_path, "near", region().zoom((1.0, 10.0), (1.0, 10.0)), whole=False)
-    views = press.keyframes(tmp_path, [near, wide])
-    assert len(views) == 3
-    like = press.explore.open_view(tmp_path, "wide")
-    assert press.price(views, like).startswith(f"3 keyframes, {3 * 16 * 24:,} runs to train, about")
-    made = press.make(views)
-    assert [store.path.name.rpartition("-")[0] for store in made] == [
-        "near-key01",
-        "near-key02",
-        "near-key03",
-    ]
-    assert all(store.sweep.experiment == wide.sweep.experiment for store in made)
-    again = press.keyframes(tmp_path, [wide, near])
-    assert [view.path for view in again] == [store.path for store in made]
-    with pytest.raises(Refused, match="between two runs"):
-        press.keyframes(tmp_path, [wide])

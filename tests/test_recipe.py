@@ -17,6 +17,7 @@ from fractal_core import (
     experiments,
     explore,
     film,
+    films,
     press,
     recipe,
 )
@@ -38,7 +39,7 @@ def test_every_format_gives_the_recipe_back(store, tmp_path, suffix):
         printed = press.draw("map", [store], title=r"(odd) \ title & <tag>")
         printed.save(path)
     else:
-        path.write_bytes(press.roll([store], suffix, size=96))
+        path.write_bytes(films.roll([store], suffix, size=96))
     found = recipe.read(path)
     assert found.kind == ("map" if suffix in FORMATS else "film")
     assert [(shown.name, shown.id) for shown in found.runs] == [("wide", store.sweep.id)]
@@ -135,7 +136,7 @@ def test_the_caption_follows_from_the_recipe(store):
     """What was trained, where, how it was judged, and which run it is."""
     words = recipe.caption(store)
     assert "width 16 on 8 samples, 60 steps, float64, seed 0" in words
-    assert "input layer learning rate 0.001 to 1000000.0" in words
+    assert "input layer learning rate 0.001 to 1000000 and" in words
     assert "mean of its last 20 losses is below its first loss" in words
     assert words.endswith(f"Run wide, id {store.sweep.id}.")
     assert "rank" in words
@@ -161,11 +162,11 @@ def test_a_film_carries_all_its_runs(tmp_path):
     where = region()
     wide = run(tmp_path, "wide", where)
     near = run(tmp_path, "near", where.zoom((1e-1, 1e3), (1e-1, 1e3)))
-    (tmp_path / "film.gif").write_bytes(press.roll([near, wide], ".gif", size=96, per_factor=2))
+    (tmp_path / "film.gif").write_bytes(films.roll([near, wide], ".gif", size=96, per_factor=2))
     found = recipe.read(tmp_path / "film.gif")
     assert [shown.name for shown in found.runs] == ["wide", "near"]
     assert found.drawn["rate"] == film.RATE
     assert re.search(r"Run near, id \w{16}\.", found.caption)
     other = run(tmp_path, "other", where, experiment=type(QUICK)(samples=9, steps=60), whole=False)
     with pytest.raises(Refused, match="not trained in the same way"):
-        press.roll([wide, other], ".gif")
+        films.roll([wide, other], ".gif")

@@ -126,6 +126,29 @@ def test_what_was_seen_of_another_recipe_says_nothing(made):
     assert sight.seen(store) is None
 
 
+def test_what_was_seen_names_its_boundary(made):
+    """Files of old do not say which: it was the default."""
+    store = made("line")
+    seen = sight.look(store, "stable", 600, 0, Here, quiet)
+    assert sight.seen(store).which == seen.which == "stable"
+    assert "the stable boundary" in seen.where
+    kept = json.loads(store.files.get(sight.KEPT))
+    del kept["which"]
+    store.files.put_latest(sight.KEPT, json.dumps(kept).encode())
+    assert sight.seen(store).which == "trainable"
+
+
+@pytest.mark.parametrize("cut", [0, 40, -2])
+def test_what_is_damaged_was_never_seen(made, cut):
+    """A zoom and a page go on without it."""
+    store = made("line")
+    sight.look(store, "trainable", 600, 0, Here, quiet)
+    store.files.put_latest(sight.KEPT, store.files.get(sight.KEPT)[:cut])
+    assert sight.seen(store) is None
+    store.files.put_latest(sight.KEPT, json.dumps({"sweep": store.sweep.id}).encode())
+    assert sight.seen(store) is None
+
+
 def test_whole_numbers_and_handfuls_are_refused(made):
     """Before anything is trained."""
     whole = Region(Axis("u", 1.0, 64.0, 64, integer=True), Axis("v", 0.0, 1.0, 64, "linear"))

@@ -167,10 +167,14 @@ def test_a_run_that_broke_off_says_so_and_goes_on(tmp_path, here):
     next(iter((run.store.path / "units").iterdir())).unlink()
     with (run.store.path / FOLDER / "metrics.jsonl").open("a") as file:
         file.write('{"step": 60, "lo')
+        file.write('st": 1\n{"step": 60, "loss": 1.0}\n{"step": 61')
     assert run.phase == "broken off"
-    assert len(run.rows()) == 60
+    assert len(run.rows()) == 61  # what was torn by a crash, and what is being written, is left out
     assert "without an outcome" in singles.reason(run)
     assert run.last_words == ""
+    (run.store.path / "state").mkdir(exist_ok=True)
+    (run.store.path / "state" / "log.txt").write_text("HF_TOKEN=swordfish9\n")
+    assert run.last_words == "HF_TOKEN=[redacted]\n"
     singles.resume(run)
     assert run.phase == "complete"
 

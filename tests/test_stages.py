@@ -27,6 +27,7 @@ def test_an_attempt_takes_the_place_of_what_came_after_its_first_step(tmp_path):
     write(metrics / "mid.1.jsonl", *train(1, 2))
     write(metrics / "mid.2.jsonl", *train(1, loss=7.0))
     with (metrics / "mid.2.jsonl").open("a") as file:
+        file.write('{"step": 1, "train/l\n{"step": 1, "train/loss": null}\n')
         file.write('{"step": 2, "train/l')
     found = stages.curves(tmp_path)
     base = found[found.stage == "base"]
@@ -77,6 +78,30 @@ def test_there_is_news_when_a_file_changes(tmp_path):
     assert stages.news(tmp_path) == before
     write(tmp_path / "metrics" / "base.1.jsonl", *train(1))
     assert stages.news(tmp_path) != before
+
+
+def test_news_bears_files_that_go(tmp_path, monkeypatch):
+    """One that was asked to stop is begun again: the note of it goes at any moment."""
+    write(tmp_path / "state" / "STOP")
+    stat, looks = Path.stat, []
+
+    def vanishing(path, **options):
+        found = stat(path, **options)
+        if path.name == "STOP" and not looks:
+            looks.append(path.unlink())
+        return found
+
+    monkeypatch.setattr(Path, "stat", vanishing)
+    assert "STOP" in str(stages.news(tmp_path))
+    assert looks
+    assert "STOP" not in str(stages.news(tmp_path))
+
+
+def test_the_command_is_one_that_a_shell_reads(tmp_path):
+    """A folder may have a space in its name."""
+    words = stages.command(tmp_path / "two words", "smoke")
+    assert words[:3] == ["python", "-m", "scripts.speedrun"]
+    assert f"--base_dir={tmp_path}/two words" in words
 
 
 def test_a_stage_is_run_alone_and_again(tmp_path):

@@ -53,6 +53,16 @@ def test_checkpoints_are_found_with_what_they_were_trained_from(root, base, tmp_
     assert talk.before("builtin") is None
 
 
+def test_what_would_be_fetched_is_not_offered(root, base, monkeypatch):
+    """Or who may only look could not talk with what lies here."""
+    source = talk.found(root)["one, fine-tuned"]
+    assert talk.before(source, fetches=False) == base
+    recipe = SimpleNamespace(checkpoint="hf:some/model")
+    monkeypatch.setattr(talk, "_recipe", lambda run: recipe)
+    assert talk.before(source) == "hf:some/model"
+    assert talk.before(source, fetches=False) is None
+
+
 def test_a_model_is_held_once_and_only_the_last_few_are(base, tmp_path):
     """One that has changed on disk is read again."""
     engine = talk.voice(base)

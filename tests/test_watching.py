@@ -58,23 +58,17 @@ def test_a_sweep_is_begun_once_per_recipe(tmp_path, begun):
         watching.begin(tmp_path, "mine", "tanh", Sweep.over(QUICK, REGION, 1), [])
 
 
-def test_a_finished_sweep_is_left_alone(tmp_path, begun):
-    """There is nothing to resume."""
-    watching.resume(finished(tmp_path))
-    assert begun == []
-
-
 def test_a_rectangle_becomes_a_sweep_that_knows_its_parent(tmp_path, begun):
     """On a grid of its own; where neighbours could not be told apart, it is refused."""
     finished(tmp_path)
     view = explore.open_view(tmp_path, "whole")
-    inner = watching.inside(view, [0.1, 10.0, 1.0, 100.0], 4, 6)
+    inner = explore.inside(view, [0.1, 10.0, 1.0, 100.0], 4, 6)
     assert inner.grid.shape == (4, 6)
-    name = watching.begin(tmp_path, "", watching.label_of("whole"), inner, [], "whole")
+    name = watching.begin(tmp_path, "", explore.label_of("whole"), inner, [], "whole")
     assert explore.open_view(tmp_path, name).parent == tmp_path / "whole"
     assert name.startswith("whole-")
     with pytest.raises(Refused, match="last place"):
-        watching.inside(view, [1.0, 1.0 + 1e-15, 1.0, 2.0], 16, 16)
+        explore.inside(view, [1.0, 1.0 + 1e-15, 1.0, 2.0], 16, 16)
 
 
 def test_failures_are_grouped_by_cause(tmp_path):
@@ -84,7 +78,7 @@ def test_failures_are_grouped_by_cause(tmp_path):
     store.fail(units[0], "RuntimeError: room 17", 1, "early")
     store.fail(units[2], "out of memory", 5, "no room")
     store.fail(units[1], "RuntimeError: room 18", 1, "late")
-    first, second = watching.failures(store)
+    first, second = control.failures(store)
     assert first.units == tuple(sorted(unit.key for unit in units[:2]))
     assert (first.log, first.exit_code) == ("late", 1)
     assert (second.cause, second.exit_code) == ("out of memory", 5)
@@ -109,6 +103,9 @@ def test_a_glance_says_how_far_and_who(tmp_path):
         assert now.slots["unit"].tolist() == ["L3-0"]
         journal.status(**status | {"stopping": True})
         assert watching.glance(store, meter).state == "stopping"
+        # What a process that is gone has said is not what the next one does.
+        journal.status(**status | {"stopping": True, "process": 1})
+        assert watching.glance(store, meter).state == "running"
     running = run_here(store)
     next(running)
     running.close()
@@ -125,21 +122,29 @@ def test_a_glance_says_how_far_and_who(tmp_path):
 def test_stopping_asks_whoever_works(tmp_path, monkeypatch):
     """Once, and by name; one on another machine cannot be asked."""
     store = mischief.make(tmp_path / "run", 8, 8)
-    watching.stop(store)
+    control.ask_to_stop(store.path)
     asked = []
     monkeypatch.setattr(control.os, "kill", lambda pid, how: asked.append(pid))
     with duty.lock(store.path):
-        watching.stop(store)
+        control.ask_to_stop(store.path)
         assert asked == [os.getpid()]
         (store.path / "state" / "lock").write_text(json.dumps({"pid": 1, "created": 0.0}))
         with pytest.raises(Refused, match="elsewhere"):
-            watching.stop(store)
+            control.ask_to_stop(store.path)
+
+
+def test_a_heading_is_text(tmp_path):
+    """The name of a folder is never markup, whoever chose it."""
+    view = explore.View(Sweep.over(QUICK, REGION), tmp_path / "[a](b) <img src=x>", None)
+    said = watching.heading(tmp_path, view)
+    assert said.startswith("<div>")
+    assert "<img" not in said
 
 
 def test_words_for_costs_and_recipes(tmp_path):
     """What a person reads before and after pressing the button."""
     places = [Slot(0, "cuda:0", 1), Slot(1, "cuda:1", 1)]
-    words = watching.cost_in_words(planner.Cost(64, None, float("inf"), ()), places)
+    words = watching.cost_in_words(planner.Cost(64, None, float("inf"), float("inf"), ()), places)
     assert words.startswith("64 runs, no run like these was timed here yet with 2 workers")
     assert "1 on cuda:0 and 1 on cuda:1" in words
     assert watching.recipe_in_words(Sweep.over(QUICK, REGION)) == (

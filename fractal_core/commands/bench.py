@@ -1,7 +1,6 @@
 """Commands that measure speed: bench."""
 
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -14,10 +13,9 @@ import tyro
 from fractal_core import machine
 from fractal_core.bench import cuda as bench_cuda
 from fractal_core.bench import dim, engine, finetune, machinecode, tiny, zoom
-from fractal_core.commands.work import Json
+from fractal_core.commands import Json
 from fractal_core.errors import require_known
 from fractal_core.kernels import cuda
-from fractal_core.kernels.layout import Layout
 
 ZOOM_FIGURES = {
     "preview": "mouse up to preview of the selection, ms",
@@ -107,31 +105,37 @@ def _tiny(rounds: int, seconds: float, only: tuple[str, ...], as_json: bool) -> 
 
 def _code(only: tuple[str, ...], as_json: bool) -> None:
     rows = []
-    for case, arch in itertools.product(tiny.cases(), machinecode.ARCHS):
+    for case in tiny.cases():
         name = "-".join(dataclasses.astuple(case))
         if case.mode != "full" or (only and name not in only):
             continue
-        code = Layout.of(case.experiment(21).problem(0))
-        found = machinecode.report(code, arch)
-        row = {"case": name, **dataclasses.asdict(found)}
-        row["wanted"] = dataclasses.asdict(machinecode.wanted(code))
-        row["h100_bound"] = found.bound(272, *H100) if arch == "sm_90" else None
-        rows.append(row)
+        usual, *others = bench_cuda.layouts(case.experiment(21).problem(0))
+        pairs = [(usual, arch) for arch in machinecode.ARCHS] + [(code, "sm_90") for code in others]
+        for code, arch in pairs:
+            found = machinecode.report(code, arch)
+            row = {"case": name, **dataclasses.asdict(found), "warps": found.warps}
+            row["wanted"] = dataclasses.asdict(machinecode.wanted(code))
+            row["h100"] = found.rates(272, *H100) if arch == "sm_90" else {}
+            rows.append(row)
     if as_json:
         print(json.dumps({"versions": machine.versions(), "kernels": rows}))
         return
-    print("full batch, width 16; operations of the innermost loop; bound for 272 samples")
     print(
-        f"{'kernel':<30}{'registers':>10}{'spilled':>9}{'warps':>7}{'fused':>7}{'mul':>6}{'add':>6}"
-        f"{'all':>6}{'H100 bound, point-steps/s':>28}"
+        "full batch, width 16; operations of the innermost loop; on an H100, for 272 samples, million "
+        "point-steps/s:\nwhat arithmetic, issue, shared memory and waiting allow, and what to expect"
+    )
+    print(
+        f"{'kernel: units, samples, threads':<40}{'registers':>10}{'spilled':>9}{'warps':>7}{'fused':>7}"
+        f"{'mul':>5}{'add':>5}{'all':>5}{'arith':>8}{'issue':>6}{'shared':>7}{'wait':>6}{'expect':>7}"
     )
     for row in rows:
-        name = f"{row['case']} {row['arch']}"
-        loop, bound = row["loop"], row["h100_bound"]
+        code, loop = row["code"], row["loop"]
+        name = f"{row['case']} {code['units']},{code['samples']},{code['threads']} {row['arch']}"
+        counts = (*loop["operations"].values(), loop["instructions"])
         print(
-            f"{name:<30}{row['registers']:>10}{row['spilled']:>9}{row['code']['threads'] // 32:>7}"
-            f"{loop['fused']:>7}{loop['multiplied']:>6}{loop['added']:>6}{row['instructions']:>6}"
-            + (f"{bound:>28.3g}" if bound else "")
+            f"{name:<40}{row['registers']:>10}{row['spilled']:>9}{row['warps']:>7}"
+            + "{:>7}{:>5}{:>5}{:>5} ".format(*counts)
+            + "".join(f"{rate / 1e6:>7.1f}" for rate in row["h100"].values())
         )
 
 

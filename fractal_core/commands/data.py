@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
 from fractal_core import conversations, docvqa
+from fractal_core.commands import Json
 from fractal_core.errors import Refused
 from fractal_core.storage import storage
-
-Json = Annotated[bool, tyro.conf.arg(name="json")]
 
 
 def data(

@@ -3,13 +3,11 @@
 import dataclasses
 import json
 import math
-import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from fractal_core import (
     adaptive,
@@ -22,16 +20,15 @@ from fractal_core import (
     recipe,
 )
 from fractal_core.boundary import SafetyMargin
-from fractal_core.commands.work import Json, crew_of
+from fractal_core.commands import Json, Run
+from fractal_core.commands.work import Telling, crew_of
 from fractal_core.dimension import Dimension, dimension_in_time
 from fractal_core.errors import Refused, require_known
 from fractal_core.findings import companions, in_words
+from fractal_core.outcome import SIDES, Which
 from fractal_core.pairs import PairsDimension
-from fractal_core.press import Which
 from fractal_core.roughness import Roughness, pitch_of
 from fractal_core.store import Store
-
-Run = tyro.conf.Positional[Path]
 
 
 def dim(
@@ -137,12 +134,14 @@ def table(
     """
     for name in only:
         require_known("window", name, published.NAMES)
-    root.mkdir(parents=True, exist_ok=True)
+    names = only or published.NAMES
+    tellers = {name: Telling(f"{name}: ") for name in names}
+    hire = partial(crew_of, slots=slots)
     rows, stores = [], []
-    for name in only or published.NAMES:
-        store = published.folder(root, name, grid, steps)
+    trained = published.windows(root, names, grid, steps, hire, tellers.__getitem__)
+    for name, store in zip(names, trained, strict=True):
         stores.append(store)
-        rows.append(published.row(store, name, crew_of(store, slots), Telling(f"{name}: ")))
+        rows.append(published.row(store, name, hire(store), tellers[name]))
     if not as_json:
         print(published.markdown(rows, grid, steps))
         return
@@ -154,23 +153,10 @@ def table(
     print(json.dumps({"grid": list(grid), "steps": steps, "windows": report}))
 
 
-class Telling:
-    """Says how far a survey is: at once, every few seconds, and at its end."""
-
-    def __init__(self, before: str = ""):
-        self.before, self.spoken = before, 0.0
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self.spoken > 5 or done == total:
-            self.spoken = now
-            print(f"{self.before}{name} {done}/{total} runs", file=sys.stderr, flush=True)
-
-
 def _in_time(store: Store, which: Which, times: int, out: Path | None, as_json: bool) -> None:
     """The dimension after several training lengths, and how many labels still change."""
     lengths, outcomes = history.outcomes_in_time(store, times, crew_of(store), Telling())
-    labels = press.SIDES[which](outcomes)
+    labels = SIDES[which](outcomes)
     pitch, unit = pitch_of(store.sweep.grid)
     found = dimension_in_time(labels, pitch)
     moved = [math.nan, *(labels[1:] != labels[:-1]).mean(axis=(1, 2)).tolist()]
@@ -210,7 +196,7 @@ def _print(store: Store, found: Roughness, which: Which, jitter: float) -> None:
     print(f"verdict        {found.verdict}")
     for sentence in found.verdict.evidence:
         print(f"               - {sentence}")
-    for name, text in companions(store, found, jitter):
+    for name, text in companions(store, found, which, jitter):
         print(f"{name:<15}{text}")
     profile = box.profile
     if len(profile.eps):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tyro
 
 from fractal_core import evaluation
-from fractal_core.commands.work import Json
+from fractal_core.commands import Json
 from fractal_core.errors import Refused
 from fractal_core.evaluation import BUILT_IN, Score
 

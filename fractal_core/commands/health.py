@@ -12,7 +12,7 @@ import psutil
 import tyro
 
 from fractal_core import machine
-from fractal_core.commands.work import Json
+from fractal_core.commands import Json
 from fractal_core.errors import Refused
 from fractal_core.files import Files
 

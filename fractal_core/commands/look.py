@@ -1,18 +1,19 @@
 """Commands that look at what is there: show, plate, film, export."""
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from fractal_core import experiments, figures, press, records
-from fractal_core.commands.work import crew_of
+from fractal_core import experiments, figures, films, press, published, records
+from fractal_core.commands import Run
+from fractal_core.commands.work import Telling, crew_of
 from fractal_core.errors import Refused
-from fractal_core.explore import open_view
 from fractal_core.files import Files
-from fractal_core.store import exported
+from fractal_core.film import PER_FACTOR, RATE, SIZE
+from fractal_core.store import Store, exported
 
-Run = tyro.conf.Positional[Path]
 Palette = Literal["split", "paper"]
 Quantity = Literal["measure", "outcome", "final_loss", "steps"]
 
@@ -80,7 +81,7 @@ def plate(
     title: str | None = None,
     caption: bool = False,
     proof: Path | None = None,
-) -> int:
+) -> None:
     """Draw several runs on one page, two rows by three like the plate of the paper.
 
     Without runs it is that very plate: the six published windows, trained where points are
@@ -102,15 +103,11 @@ def plate(
     """
     stores = [experiments.read_run(run) for run in runs]
     if not stores:
-        from fractal_core.commands.dimension import Telling
-
-        stores = press.published_runs(
-            root,
-            grid,
-            steps,
-            lambda store: crew_of(store, slots),
-            lambda name: Telling(f"{name}: "),
+        hire = partial(crew_of, slots=slots)
+        windows = published.windows(
+            root, published.NAMES, grid, steps, hire, lambda name: Telling(f"{name}: ")
         )
+        stores = list(windows)
     printed = press.draw(
         "plate",
         stores,
@@ -121,7 +118,6 @@ def plate(
         captioned=caption,
     )
     _save(printed, out, proof)
-    return 0
 
 
 def film(
@@ -131,9 +127,9 @@ def film(
     out: Path | None = None,
     make: bool = False,
     palette: Palette = "split",
-    size: int = 480,
-    rate: int = 24,
-    per_factor: int = 24,
+    size: int = SIZE,
+    rate: int = RATE,
+    per_factor: int = PER_FACTOR,
 ) -> None:
     """Make a film of a zoom through runs, each a part of another; keyframes are a factor two apart.
 
@@ -145,7 +141,8 @@ def film(
         make: Of two runs: make the run folders between them, after saying what they cost.
             `fractal run` trains them.
         palette: `split` is safe for the colour-blind, `paper` is the published one.
-        size: Edge of the map in pixels.
+        size: Edge of the map in pixels; 1030 and 2140 make frames of 89 and 183 mm with 300 dots
+            per inch.
         rate: Frames per second.
         per_factor: Frames in which the view shrinks by two.
     """
@@ -155,26 +152,27 @@ def film(
         return
     if out is None:
         raise Refused("say what to write, --out FILM.mp4 or .gif; or --make keyframes first")
-    if out.suffix.lower() not in (".mp4", ".gif"):
-        raise Refused(f"{out}: a film ends in .mp4 or .gif")
-    data = press.roll(
-        stores, out.suffix, palette=palette, size=size, per_factor=per_factor, rate=rate
+    data = films.roll(
+        stores,
+        out.suffix,
+        palette=palette,
+        size=size,
+        per_factor=per_factor,
+        rate=rate,
+        tell=partial(Telling(counted="frames"), "film"),
     )
     figures.write(out, data)
     print(out)
 
 
-def _make_keyframes(runs: tuple[Path, ...], stores: list) -> None:
-    root = runs[0].parent
-    views = press.keyframes(root, stores)
-    outer = press.wide_first(stores)[0]
-    print(press.price(views, open_view(outer.path.parent, outer.path.name)), flush=True)
-    made = [store.path for store in press.make(views)]
-    for path in made:
-        print(path)
-    names = " ".join(str(path) for path in made)
-    print(f"next: for run in {names}; do fractal run $run; done")
-    print(f"then: fractal film {' '.join(map(str, runs))} {names} --out ZOOM.mp4")
+def _make_keyframes(runs: tuple[Path, ...], stores: list[Store]) -> None:
+    views = films.keyframes(stores)
+    print(films.price(views, stores), flush=True)
+    made = films.make(views)
+    for store in made:
+        print(store.path)
+    train, roll = films.commands(runs, made)
+    print(f"next: {train}\nthen: {roll}")
 
 
 def _save(printed: press.Print, out: Path, proof: Path | None) -> None:

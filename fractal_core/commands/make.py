@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fractal_core import experiments, planner, sight
+from fractal_core.commands import Run
 from fractal_core.commands.work import train
 from fractal_core.errors import Refused
 from fractal_core.outcome import is_trainable
@@ -15,7 +16,6 @@ from fractal_core.plane import Scale
 from fractal_core.store import Store
 from fractal_core.sweep import Sweep
 
-Run = tyro.conf.Positional[Path]
 Bounds = tuple[float, float]
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")]
 

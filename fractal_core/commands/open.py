@@ -92,7 +92,6 @@ def _url(port: int, query: dict[str, str], token: str) -> str:
 
 
 def _free_port() -> int:
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

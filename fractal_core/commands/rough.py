@@ -6,20 +6,18 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 
 from fractal_core import experiments, findings, pairing, recipe, sight
+from fractal_core.commands import Json, Run
 from fractal_core.commands.work import crew_of
-from fractal_core.pairing import Bases, Request, Roughness, Which
+from fractal_core.outcome import Which
+from fractal_core.pairing import Bases, Request, Roughness
 from fractal_core.pairs import PairsDimension
 from fractal_core.seeing import Rate, unit_of
 from fractal_core.survey import Cost
-
-Run = tyro.conf.Positional[Path]
-Json = Annotated[bool, tyro.conf.arg(name="json")]
 
 
 def pairs(
@@ -113,8 +111,7 @@ def seeing(
         told = {"run": str(run), "id": store.sweep.id, "trained": counter.trained}
         print(json.dumps(told | plain(seen) | {"sentences": seen.sentences}))
         return
-    where = "beside the boundary" if seen.boundary else "anywhere, as there is no boundary"
-    print(f"{seen.rerun.pairs} points {where}:")
+    print(f"{seen.rerun.pairs} points {seen.where}:")
     for sentence in seen.sentences:
         print(f"  {sentence}")
     print(f"{counter.trained:,} runs trained")

@@ -6,14 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
 from fractal_core import experiments, tracking
+from fractal_core.commands import Run
 
 if TYPE_CHECKING:
     from fractal_core.mirror import Follower
-
-Run = tyro.conf.Positional[Path]
 
 
 def track(run: Run, /, *, follow: bool = False, patience: float = tracking.PATIENCE) -> None:

@@ -9,9 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from tqdm import tqdm
 
 from fractal_core import base as base_model
@@ -25,15 +24,13 @@ from fractal_core import (
     tracking,
     worker,
 )
+from fractal_core.commands import Json, Run
 from fractal_core.commands.make import Settings, settings_of, warn
 from fractal_core.commands.track import await_mirror, begin_mirror
 from fractal_core.errors import Refused
 from fractal_core.finetune import FineTune
 from fractal_core.store import Store
 from fractal_core.tiny import TinyNetworks
-
-Run = tyro.conf.Positional[Path]
-Json = Annotated[bool, tyro.conf.arg(name="json")]
 
 DIFFERENT = 1
 

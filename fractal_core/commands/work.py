@@ -8,23 +8,21 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
 from tqdm import tqdm
 
 from fractal_core import control, duty, engine, experiments, machine, tracking
+from fractal_core.commands import Json, Run
 from fractal_core.commands.track import await_mirror, begin_mirror
 from fractal_core.duty import Busy, Share
 from fractal_core.engine import Crew, Stop
 from fractal_core.errors import Refused
 from fractal_core.local import LocalCrew
+from fractal_core.outlook import duration, pace
 from fractal_core.store import Store
 from fractal_core.worker import TEMPORARY
 
-Run = tyro.conf.Positional[Path]
-Json = Annotated[bool, tyro.conf.arg(name="json")]
 Engine = Literal["local", "ray"]
 
 FAILED, INTERRUPTED = 1, 130
@@ -87,6 +85,21 @@ def crew_of(
     experiment = store.sweep.experiment
     places = machine.slots(experiment.devices, slots, devices, experiment.serial)
     return lambda store: LocalCrew(store.path, places)
+
+
+class Telling:
+    """Says how far something is: at once, every few seconds, and at its end."""
+
+    def __init__(self, before: str = "", counted: str = "runs"):
+        self.before, self.counted, self.spoken = before, counted, 0.0
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        """See `survey.Tell`."""
+        now = time.monotonic()
+        if now - self.spoken > 5 or done == total:
+            self.spoken = now
+            line = f"{self.before}{name} {done}/{total} {self.counted}"
+            print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -225,8 +238,8 @@ def status(run: Run, /, *, as_json: Json = False) -> None:
     )
     if state.points_per_second is not None:
         wait = state.seconds_remaining
-        rest = "" if wait is None else f", about {_span(wait)} to go"
-        print(f"  {rate(state.points_per_second)}{rest}")
+        rest = "" if wait is None else f", about {duration(wait)} to go"
+        print(f"  {pace(state.points_per_second)}{rest}")
     for slot in state.slots:
         doing = f"unit {slot['unit']}" if slot["unit"] else "waits"
         used = f", GPU {slot['gpu_percent']:.0f} %" if "gpu_percent" in slot else ""
@@ -234,14 +247,6 @@ def status(run: Run, /, *, as_json: Json = False) -> None:
         print(f"  slot {slot['index']} on {slot['device']}: {whose}{doing}{used}")
     for cause, count in state.causes.items():
         print(f"  {count} failed: {cause}")
-
-
-def _span(seconds: float) -> str:
-    """A length of time, as one would say it."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def stop(run: Run, /) -> None:
@@ -272,10 +277,3 @@ def verify(run: Run, /, *, as_json: Json = False) -> None:
     print(f"{run}: {units} units intact, {len(moved)} moved to quarantine")
     if moved:
         print(f"next: fractal run {run}")
-
-
-def rate(points_per_second: float) -> str:
-    """How fast runs are, or how long one takes where that says more."""
-    if 0 < points_per_second < 1:
-        return f"{1 / points_per_second:.3g} s per point"
-    return f"{points_per_second:,.0f} points/s"

@@ -1,19 +1,24 @@
 """Train many tiny networks on an NVIDIA GPU, to the bits of the CPU kernel.
 
-The kernel is CUDA C++ (`tiny.cu`), compiled by NVRTC for the very GPU at hand in about a second and
-launched through the driver; both come with the packages of torch on Linux. Of the other routes,
+The kernel is CUDA C++ (`tiny.cu`), compiled by NVRTC for the very GPU at hand in about a second, kept on
+disk, and launched through the driver; both come with the packages of torch on Linux. Of the other routes,
 Triton's float64 products run at half rate and its sums have an order that depends on their layout, and
 numba's CUDA would be one more large package for the same instructions. In C++ every operation can be
 named, which the contract needs, and the text compiles for a processor too, where tests run it.
 
-One launch trains a call's points to their ends. In go the hyperparameters, out come five sums, a length
-and the recorded losses of each point.
+One launch trains some of a call's points to their ends. In go the hyperparameters, out come five sums, a
+length and the recorded losses of each point. Two launches are under way at a time: where one runs out of
+points the next moves in, and while its results are fetched the card goes on.
 """
 
+import collections
+import contextlib
 import ctypes
 import functools
+import hashlib
 import importlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,15 +26,23 @@ from jaxtyping import Float64, Int64
 
 from fractal_core import pulse
 from fractal_core.errors import Refused
+from fractal_core.files import Files
 from fractal_core.kernels import layout
 from fractal_core.kernels.contract import Curves, Problem
 from fractal_core.kernels.layout import Layout
+from fractal_core.storage import storage
 
 OPERATIONS = 2e13
 """Of one launch, at most: seconds on a large GPU. Longer calls are cut, so that they show a pulse."""
 
 RECORDED = 2**26
 """Losses that one launch keeps, at most: half a gigabyte."""
+
+AT_A_TIME = 2
+"""Launches under way."""
+
+FLAGS = ("--std=c++17", "--fmad=false", "--ptxas-options=-v")
+"""Of the compiler: no multiplication and addition is fused that the text does not fuse."""
 
 ELSEWHERE = "; `--devices cpu` trains to the same bits without it"
 
@@ -46,15 +59,14 @@ def compiled(source: bytes, options: Sequence[str], arch: str) -> Binary:
 
     Args:
         source: The text.
-        options: Of NVRTC. No multiplication and addition is fused that the text does not fuse.
+        options: Of NVRTC, beside `FLAGS`.
         arch: The kind of GPU, for example sm_90.
 
     Raises:
         Refused: NVRTC is missing.
     """
     nvrtc = _module("nvrtc")
-    every = [*options, f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false"]
-    every.append("--ptxas-options=-v")
+    every = [*options, f"--gpu-architecture={arch}", *FLAGS]
     program = _checked(nvrtc.nvrtcCreateProgram(source, b"tiny.cu", 0, [], []))
     (failed,) = nvrtc.nvrtcCompileProgram(program, len(every), [o.encode() for o in every])
     log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
@@ -69,16 +81,23 @@ def compiled(source: bytes, options: Sequence[str], arch: str) -> Binary:
 
 
 @functools.cache
-def binary(code: Layout, resident: bool, arch: str) -> Binary:
-    """The kernel of one layout for one kind of GPU.
+def kept(source: bytes, options: tuple[str, ...], arch: str) -> bytes:
+    """The machine code of `compiled`, from the disk if this compiler has left it there.
 
-    Args:
-        code: The layout.
-        resident: The samples fit into shared memory.
-        arch: The kind of GPU.
+    In `storage`, under a hash of all that it was made of and behind a hash of itself: what is
+    damaged is compiled again.
     """
-    options = code.constants() + (["-DRESIDENT"] if resident else [])
-    return compiled(layout.SOURCE.read_bytes(), options, arch)
+    recipe = source, options, arch, FLAGS, _module("nvrtc").nvrtcVersion()[1:]
+    name = hashlib.sha256(repr(recipe).encode()).hexdigest()
+    files = Files(storage() / "kernels")
+    with contextlib.suppress(OSError):
+        found = files.get(name)
+        if hashlib.sha256(found[32:]).digest() == found[:32]:
+            return found[32:]
+    code = compiled(source, options, arch).code
+    with contextlib.suppress(OSError):  # a disk that takes nothing costs every process a second
+        files.put_latest(name, hashlib.sha256(code).digest() + code)
+    return code
 
 
 def _module(name: str) -> Any:
@@ -144,33 +163,6 @@ class Gpu:
         _checked(self.driver.cuFuncSetAttribute(function, most, shared))
         return function
 
-    def launch(
-        self, function: Any, blocks: int, threads: int, shared: int, told: ctypes.Structure
-    ) -> float:
-        """Run a kernel whose only argument is a structure, and wait for its end.
-
-        Returns:
-            Seconds on the GPU.
-        """
-        driver = self.driver
-        told_at = np.array([ctypes.addressof(told)], np.uint64)
-        began, ended = (
-            _checked(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_BLOCKING_SYNC))
-            for _ in range(2)
-        )
-        _checked(driver.cuEventRecord(began, 0))
-        _checked(
-            driver.cuLaunchKernel(
-                function, blocks, 1, 1, threads, 1, 1, shared, 0, told_at.ctypes.data, 0
-            )
-        )
-        _checked(driver.cuEventRecord(ended, 0))
-        _checked(driver.cuEventSynchronize(ended))
-        seconds = _checked(driver.cuEventElapsedTime(began, ended)) / 1e3
-        for event in (began, ended):
-            _checked(driver.cuEventDestroy(event))
-        return seconds
-
 
 def _arch(major: int, minor: int, name: str) -> str:
     """The newest kind of GPU that the compiler knows and whose code this one runs."""
@@ -181,43 +173,71 @@ def _arch(major: int, minor: int, name: str) -> str:
     return f"sm_{max(fitting)}"
 
 
-class _Memory:
-    """Copies of arrays on the GPU, for as long as a context lasts."""
+class Stream:
+    """Work on the GPU, in order and beside that of other streams, and memory for it.
 
-    def __init__(self, gpu: Gpu, arrays: dict[str, np.ndarray]):
-        self._driver, self._arrays, self.places = gpu.driver, arrays, {}
+    Both are there for as long as a context lasts. Nothing has happened until somebody waits for it.
 
-    def __enter__(self) -> "_Memory":
-        try:
-            for name, array in self._arrays.items():
-                place = _checked(self._driver.cuMemAlloc(max(array.nbytes, 1)))
-                self.places[name] = place
-        except RuntimeError:
-            self.__exit__()
-            raise
+    Args:
+        gpu: Where.
+        arrays: What the memory is for; as large, and with these names.
+    """
+
+    def __init__(self, gpu: Gpu, arrays: Mapping[str, np.ndarray]):
+        self._driver, self.places = gpu.driver, {}
+        self._sizes = {name: array.nbytes for name, array in arrays.items()}
+
+    def __enter__(self) -> "Stream":
+        driver = self._driver
+        # One that "blocks" would take turns with work that is in no stream; sleep while waiting.
+        apart = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        asleep = driver.CUevent_flags.CU_EVENT_BLOCKING_SYNC
+        with contextlib.ExitStack() as held:
+            self._stream = _checked(driver.cuStreamCreate(apart))
+            held.callback(driver.cuStreamDestroy, self._stream)
+            self._done = _checked(driver.cuEventCreate(asleep))
+            held.callback(driver.cuEventDestroy, self._done)
+            for name, size in self._sizes.items():
+                self.places[name] = _checked(driver.cuMemAlloc(max(size, 1)))
+                held.callback(driver.cuMemFree, self.places[name])
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for place in self.places.values():
-            _checked(self._driver.cuMemFree(place))
+        self._held.close()
 
-    def send(self, *names: str) -> None:
+    def send(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Copy these to the GPU."""
-        for name in names:
-            array = self._arrays[name]
+        copy = self._driver.cuMemcpyHtoDAsync
+        for name, array in arrays.items():
             if array.nbytes:
-                _checked(
-                    self._driver.cuMemcpyHtoD(self.places[name], array.ctypes.data, array.nbytes)
-                )
+                _checked(copy(self.places[name], array.ctypes.data, array.nbytes, self._stream))
 
-    def fetch(self, *names: str) -> None:
-        """Copy these back."""
-        for name in names:
-            array = self._arrays[name]
+    def launch(
+        self, function: Any, blocks: int, threads: int, shared: int, told: ctypes.Structure
+    ) -> None:
+        """Run a kernel whose only argument is a structure."""
+        told_at = np.array([ctypes.addressof(told)], np.uint64)
+        grid = (blocks, 1, 1, threads, 1, 1)
+        _checked(
+            self._driver.cuLaunchKernel(
+                function, *grid, shared, self._stream, told_at.ctypes.data, 0
+            )
+        )
+
+    def fetch(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Wait for all that was asked for, and copy these back."""
+        copy = self._driver.cuMemcpyDtoHAsync
+        self.wait()  # a copy would keep this processor busy until its turn comes
+        for name, array in arrays.items():
             if array.nbytes:
-                _checked(
-                    self._driver.cuMemcpyDtoH(array.ctypes.data, self.places[name], array.nbytes)
-                )
+                _checked(copy(array.ctypes.data, self.places[name], array.nbytes, self._stream))
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until all that was asked for has happened."""
+        _checked(self._driver.cuEventRecord(self._done, self._stream))
+        _checked(self._driver.cuEventSynchronize(self._done))
 
 
 gpu = functools.cache(Gpu)
@@ -267,24 +287,41 @@ def train(
     samples = len(problem.targets)
     resident = code.resident(samples, here.room)
     shared = code.shared(samples if resident else 0)
-    function = here.function(binary(code, resident, here.arch).code, b"train", shared)
+    machine_code = kept(layout.SOURCE.read_bytes(), code.constants(resident), here.arch)
+    function = here.function(machine_code, b"train", shared)
     size = at_once(problem, len(hyper), len(steps), here.processors * code.groups)
-    drifting = bool(np.any(hyper[:, 3]))
+    parts = [slice(first, first + size) for first in range(0, len(hyper), size)]
     every = layout.shared_arrays(problem, code, steps)
-    scores, ends = np.empty((len(hyper), 5)), np.empty(len(hyper), np.int32)
-    losses = np.empty((len(hyper), len(steps)))
-    with _Memory(here, every) as common:
-        common.send(*every)
-        for first in range(0, len(hyper), size):
-            part = slice(first, min(first + size, len(hyper)))
-            mine = layout.point_arrays(problem, hyper[part], len(steps))
-            told = layout.numbers(problem, len(mine["hyper"]), len(steps), drifting)
-            with _Memory(here, mine) as own:
-                own.send("hyper", "queue")
-                for name, place in (common.places | own.places).items():
-                    setattr(told, name, int(place))
-                here.launch(function, here.processors, code.threads, shared, told)
-                own.fetch("scores", "ends", "losses")
-            scores[part], ends[part], losses[part] = mine["scores"], mine["ends"], mine["losses"]
-            pulse.tick()
-    return layout.curves(problem, scores, ends, losses)
+    points = layout.point_arrays(problem, hyper, len(steps))
+    queue = {"queue": points.pop("queue")}
+    drifting = bool(np.any(hyper[:, 3]))
+
+    def some(part: slice, *names: str) -> dict[str, np.ndarray]:
+        return {name: points[name][part] for name in names or points}
+
+    def launch(stream: Stream, part: slice) -> None:
+        mine = some(part, "hyper")
+        told = layout.numbers(problem, len(mine["hyper"]), len(steps), drifting)
+        for name, place in (common.places | stream.places).items():
+            setattr(told, name, int(place))
+        stream.send(mine | queue)
+        stream.launch(function, here.processors, code.threads, shared, told)
+
+    def finish(stream: Stream, part: slice) -> None:
+        stream.fetch(some(part, "scores", "ends", "losses"))
+        pulse.tick()
+
+    with contextlib.ExitStack() as held:
+        common = held.enter_context(Stream(here, every))
+        common.send(every)
+        common.wait()
+        streams = [held.enter_context(Stream(here, some(p) | queue)) for p in parts[:AT_A_TIME]]
+        begun: collections.deque[tuple[Stream, slice]] = collections.deque()
+        for turn in zip(itertools.cycle(streams), parts):
+            if len(begun) == len(streams):
+                finish(*begun.popleft())
+            launch(*turn)
+            begun.append(turn)
+        for turn in begun:
+            finish(*turn)
+    return layout.curves(problem, points["scores"], points["ends"], points["losses"])

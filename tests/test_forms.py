@@ -1,0 +1,40 @@
+"""What pages are built of, without a page."""
+
+import html
+import re
+
+import pytest
+
+from fractal_core import Refused, experiments, forms, sizes
+
+
+def test_what_cannot_be_done_is_told_in_a_sentence():
+    """A refusal and trouble with the disk; a fault of the program is not hidden."""
+    told = []
+    attempt = forms.attempting(told.append)
+    attempt(lambda: told.append("done"))
+    assert told == ["", "done"]
+
+    def fails(error: Exception):
+        raise error
+
+    attempt(lambda: fails(Refused("not here")))
+    attempt(lambda: fails(OSError("no room")))
+    assert told[2:] == ["", "not here", "", "no room"]
+    with pytest.raises(ZeroDivisionError):
+        attempt(lambda: 1 / 0)
+
+
+def test_every_setting_has_a_field():
+    """A list where only some values are allowed; those that an axis moves can be left out."""
+    experiment = experiments.preset("tanh").experiment
+    fields = forms.settings(experiment, without=experiment.axes)
+    assert fields.value["activation"] == "tanh"
+    assert set(fields["exit"].options) == {"nonfinite", "1e12"}
+    assert not set(experiment.axes) & set(fields.elements)
+
+
+def test_grids_of_charts_are_faint_on_any_ground():
+    """Lines that are pale on white would be bright on black."""
+    shown = forms.shown(sizes.bars({"weights": 1.0}, "GiB"))
+    assert re.search(r"gridOpacity\W+0\.3\b", html.unescape(shown.text))
