@@ -214,15 +214,12 @@ def from_seeing(get_news, store):
     mo.stop(store is None)
     _seen = sight.seen(store)
     _nothing = said("seeing", "Nobody has looked how far the labels can be trusted.")
-    mo.vstack(
-        [mo.md("### Seeing"), _nothing]
-        if _seen is None
-        else [
-            mo.md("### Seeing"),
-            said("seeing", "; ".join([f"points {_seen.where}", *_seen.sentences[-2:]])),
-            mo.ui.table(findings.rates(_seen), selection=None, show_download=False),
-        ]
-    )
+    _found = [_nothing]
+    if _seen is not None:
+        _where = f"points {_seen.where}"
+        _table = mo.ui.table(findings.rates(_seen), selection=None, show_download=False)
+        _found = [said("seeing", "; ".join([_where, *_seen.sentences[-2:]])), _table]
+    mo.vstack([mo.md("### Seeing"), *_found])
     return
 
 
@@ -234,21 +231,27 @@ def asking(control):
     measure = mo.ui.run_button(label="measure pairs", disabled=not control, tooltip=_why)
     look = mo.ui.run_button(label="measure seeing", disabled=not control, tooltip=_why)
     halt = mo.ui.run_button(label="stop", disabled=not control, tooltip=_why)
-    return bases, halt, look, measure, runs
+    # Laid out where they are made: a cell that names them would draw them anew while one types.
+    _line = mo.hstack([bases, runs, measure, look, halt], justify="start", align="end", wrap=True)
+    measuring_fields = mo.vstack([mo.md("### Measure"), _line])
+    return bases, halt, look, measure, measuring_fields, runs
 
 
 @app.cell(hide_code=True)
-def price(bases, halt, look, measure, runs, store, which):
+def measuring_form(measuring_fields, store):
+    measuring_fields if store else None
+    return
+
+
+@app.cell(hide_code=True)
+def price(bases, runs, store, which):
     request = pairing.Request(which.value, bases.value, int(runs.value or 0))
     try:
         _cost = pairing.cost(store, request) if store is not None else ""
         _words = f"{_cost}; what is stored is not trained again"
     except Refused as _error:
         _words = f"pairs cannot be measured: {_error}"
-    _buttons = mo.hstack(
-        [bases, runs, measure, look, halt], justify="start", align="end", wrap=True
-    )
-    mo.vstack([mo.md("### Measure"), _buttons, said("price", _words)]) if store else None
+    said("price", _words) if store else None
     return (request,)
 
 

@@ -111,15 +111,16 @@ def inputs(origin, preset):
     seed = mo.ui.number(0, 2**31, value=begun.seed, label="seed")
     samples = mo.ui.number(0, 50, value=5, label="questions answered before and after")
     look = mo.ui.number(1, 10**6, value=200, label="steps between looks at the validation loss")
-    return begun, look, point, samples, seed, settings
+    # Laid out where they are made: a cell that names them would draw them anew while one types.
+    _from = mo.Html(f"from the map <b>{html.escape(origin.label)}</b>") if origin else preset
+    _watch = (samples, look) if singles.answers(begun.experiment) else ()
+    fields = forms.of_settings(settings, (_from, *point, seed, *_watch))
+    return begun, fields, look, point, samples, seed, settings
 
 
 @app.cell(hide_code=True)
-def form(begun, look, origin, point, preset, run, samples, seed, settings):
-    mo.stop(run is not None)
-    _from = mo.Html(f"from the map <b>{html.escape(origin.label)}</b>") if origin else preset
-    _watch = (samples, look) if singles.answers(begun.experiment) else ()
-    forms.of_settings(settings, (_from, *point, seed, *_watch))
+def form(fields, run):
+    fields if run is None else None
     return
 
 

@@ -90,11 +90,13 @@ def choosing(fresh, get_address, go, opened):
 def what():
     preset = mo.ui.dropdown(planner.PRESETS, value="tanh", label="experiment")
     window = mo.ui.dropdown(["overview", "published"], value="overview", label="window")
-    return preset, window
+    # Laid out where they are made: a cell that names them would draw them anew while one types.
+    what_fields = forms.line(preset, window)
+    return preset, what_fields, window
 
 
 @app.cell(hide_code=True)
-def moved(preset):
+def moved(preset, what_fields):
     base = planner.configured(preset.value)
     _names = planner.axis_names(base)
     axes = mo.ui.array(
@@ -104,31 +106,27 @@ def moved(preset):
         ]
     )
     settings = forms.settings(base)
-    return axes, base, settings
+    settings_fields = forms.of_settings(settings, (what_fields,))
+    return axes, base, settings, settings_fields
 
 
 @app.cell(hide_code=True)
 def where(axes, preset, window):
     plane = forms.plane(preset.value, tuple(axes.value), window.value)
-    return (plane,)
+    plane_fields = forms.of_plane(axes, plane)
+    return plane, plane_fields
 
 
 @app.cell(hide_code=True)
 def hands(base, view):
     crew = forms.crew(view.sweep.experiment if view is not None else base)
-    return (crew,)
+    crew_fields = forms.line(*crew.elements.values())
+    return crew, crew_fields
 
 
 @app.cell(hide_code=True)
-def form(axes, crew, plane, preset, settings, view, window):
-    mo.stop(view is not None)
-    mo.vstack(
-        [
-            forms.of_settings(settings, (preset, window)),
-            forms.of_plane(axes, plane),
-            forms.line(*crew.elements.values()),
-        ]
-    )
+def form(crew_fields, plane_fields, settings_fields, view):
+    mo.vstack([settings_fields, plane_fields, crew_fields]) if view is None else None
     return
 
 
@@ -213,9 +211,9 @@ def steering(control, get_state, why):
 
 
 @app.cell(hide_code=True)
-def steering_line(crew, resume, stop, view):
+def steering_line(crew_fields, resume, stop, view):
     mo.stop(view is None)
-    forms.line(stop, resume, *crew.elements.values())
+    forms.line(stop, resume, crew_fields)
     return
 
 
@@ -262,6 +260,7 @@ def closer_form(view):
     _rows, _cols = view.sweep.grid.shape if view is not None else (1, 1)
     inner_rows = mo.ui.number(1, forms.LARGEST_EDGE, value=_rows, label="rows")
     inner_cols = mo.ui.number(1, forms.LARGEST_EDGE, value=_cols, label="columns")
+    forms.line(inner_rows, inner_cols) if view is not None else None
     return inner_cols, inner_rows
 
 
@@ -273,8 +272,8 @@ def closer(control, crew, heat, inner_cols, inner_rows, view, why):
     zoom_in = mo.ui.run_button(
         label="sweep the rectangle", disabled=inner is None or not control, tooltip=why
     )
-    _line = [mo.Html(watching.noted("selection", _words)), inner_rows, inner_cols, zoom_in]
-    mo.vstack([_line[0], forms.line(*_line[1:])]) if view is not None else None
+    _said = mo.Html(watching.noted("selection", _words))
+    mo.vstack([_said, zoom_in]) if view is not None else None
     return inner, zoom_in
 
 

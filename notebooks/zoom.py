@@ -81,22 +81,22 @@ def settings(view):
     _kinds = ["float64", "float32", "bfloat16", "float16"]
     dtype = mo.ui.dropdown(_kinds, value=_now["dtype"], label="precision")
     choose = mo.ui.run_button(label="show")
-    return choose, dtype, grid, preset, steps, window
+    # Laid out where they are made: a cell that names them would draw them anew while one types.
+    map_fields = mo.vstack([preset, window, grid, steps, dtype, choose])
+    return choose, dtype, grid, map_fields, preset, steps, window
 
 
 @app.cell(hide_code=True)
 def colours():
     quantity = mo.ui.radio(list(figures.QUANTITIES), value="measure", label="**colour**")
     palette = mo.ui.radio(["split", "paper"], value="split", label="**palette**")
-    return palette, quantity
+    colour_fields = mo.vstack([quantity, palette])
+    return colour_fields, palette, quantity
 
 
 @app.cell(hide_code=True)
-def side(choose, dtype, grid, palette, preset, quantity, steps, window):
-    mo.sidebar(
-        [mo.md("### Map"), preset, window, grid, steps, dtype, choose, quantity, palette],
-        width="18rem",
-    )
+def side(colour_fields, map_fields):
+    mo.sidebar([mo.md("### Map"), map_fields, colour_fields], width="18rem")
     return
 
 

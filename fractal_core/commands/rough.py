@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from fractal_core import experiments, findings, pairing, recipe, sight
 from fractal_core.commands import Json, Run
-from fractal_core.commands.work import crew_of
+from fractal_core.commands.work import Telling, crew_of
 from fractal_core.outcome import Which
 from fractal_core.pairing import Bases, Request, Roughness
 from fractal_core.pairs import PairsDimension
@@ -56,8 +55,8 @@ def pairs(
     store = experiments.open_run(run)
     request = Request(which, bases, runs, seed, low, high)
     _announce(pairing.cost(store, request))
-    counter = Counter()
-    rough = pairing.measure(store, request, crew_of(store), counter.tell)
+    telling = Telling()
+    rough = pairing.measure(store, request, crew_of(store), telling)
     findings.keep(store, rough)
     unit = unit_of(store.sweep.region)
     if out is not None:
@@ -70,14 +69,14 @@ def pairs(
             charts.pairs_figure(found, nulls=rough.nulls, title=title, unit=unit), out, told
         )
     if as_json:
-        told = {"run": str(run), "id": store.sweep.id, "unit": unit, "trained": counter.trained}
+        told = {"run": str(run), "id": store.sweep.id, "unit": unit, "trained": telling.count}
         told |= {"verdict": str(rough.verdict), "evidence": rough.verdict.evidence}
         rest = {"nulls": rough.nulls, "request": rough.request, "coarse": rough.coarse}
         print(json.dumps(told | plain(rough.dimension) | plain(rest)))
         return
     for line in _lines(rough):
         print(line)
-    print(f"{counter.trained:,} runs trained")
+    print(f"{telling.count:,} runs trained")
     if out is not None:
         print(out)
 
@@ -105,32 +104,16 @@ def seeing(
     """
     store = experiments.open_run(run)
     _announce(sight.cost(store, runs))
-    counter = Counter()
-    seen = sight.look(store, which, runs, seed, crew_of(store), counter.tell)
+    telling = Telling()
+    seen = sight.look(store, which, runs, seed, crew_of(store), telling)
     if as_json:
-        told = {"run": str(run), "id": store.sweep.id, "trained": counter.trained}
+        told = {"run": str(run), "id": store.sweep.id, "trained": telling.count}
         print(json.dumps(told | plain(seen) | {"sentences": seen.sentences}))
         return
     print(f"{seen.rerun.pairs} points {seen.where}:")
     for sentence in seen.sentences:
         print(f"  {sentence}")
-    print(f"{counter.trained:,} runs trained")
-
-
-class Counter:
-    """Says how far the training is, every few seconds, and counts what was trained."""
-
-    def __init__(self):
-        self.trained, self._before, self._spoken = 0, {}, time.monotonic()
-
-    def tell(self, name: str, done: int, total: int) -> None:
-        """See `survey.Tell`."""
-        now = time.monotonic()
-        self.trained += done - self._before.get(name, done)
-        self._before[name] = done
-        if now - self._spoken > 5:
-            self._spoken = now
-            print(f"{name.rpartition('-')[0] or name}: {done:,}/{total:,} runs", file=sys.stderr)
+    print(f"{telling.count:,} runs trained")
 
 
 def _announce(cost: Cost) -> None:

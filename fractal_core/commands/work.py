@@ -88,17 +88,23 @@ def crew_of(
 
 
 class Telling:
-    """Says how far something is: at once, every few seconds, and at its end."""
+    """Says how far something is: at once, every few seconds, and at its end; counts what is done."""
 
     def __init__(self, before: str = "", counted: str = "runs"):
-        self.before, self.counted, self.spoken = before, counted, 0.0
+        self.before, self.counted, self.count = before, counted, 0
+        self._known: dict[str, int] = {}
+        self._spoken = 0.0
 
     def __call__(self, name: str, done: int, total: int) -> None:
-        """See `survey.Tell`."""
+        """See `survey.Tell`; a part that was there before is not counted, nor is its end said."""
+        more = done - self._known.get(name, done)
+        self._known[name] = done
+        self.count += more
         now = time.monotonic()
-        if now - self.spoken > 5 or done == total:
-            self.spoken = now
-            line = f"{self.before}{name} {done}/{total} {self.counted}"
+        if now - self._spoken > 5 or (more and done == total):
+            self._spoken = now
+            kind = name.rpartition("-")[0] or name  # without the hash
+            line = f"{self.before}{kind} {done:,}/{total:,} {self.counted}"
             print(line, file=sys.stderr, flush=True)
 
 
