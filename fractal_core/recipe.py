@@ -24,7 +24,7 @@ from fractal_core.finetune import FineTune
 from fractal_core.plane import Axis, Region
 from fractal_core.store import Store, read_recipe
 from fractal_core.sweep import Sweep, from_json, to_json
-from fractal_core.ticks import number
+from fractal_core.ticks import brief
 from fractal_core.tiny import TinyNetworks
 
 MARK = '{"fractal_figure":'
@@ -141,7 +141,7 @@ def caption(store: Store, quantity: str = "measure") -> str:
     sweep = store.sweep
     rows, cols = sweep.grid.shape
     ends = " and ".join(
-        f"{label} {number(axis.low)} to {number(axis.high)}"
+        f"{label} {' to '.join(brief(axis.low, axis.high))}"
         + " (linear)" * (axis.scale == "linear")
         for label, axis in zip(sweep.labels, (sweep.region.x, sweep.region.y), strict=True)
     )

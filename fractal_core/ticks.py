@@ -99,3 +99,10 @@ def number(value: float, digits: int | None = None) -> str:
     text = mantissa if digits else mantissa.removesuffix(".0")
     text = f"{text} × {power_of_ten(int(power))}" if power else text
     return text.replace("-", MINUS)
+
+
+def brief(low: float, high: float) -> tuple[str, str]:
+    """Two ends for a sentence: exact where that is short, or to 10^-4 of what lies between them."""
+    digits = min(17, digits_of(low, high) + 2)
+    exact, rounded = (number(low), number(high)), (number(low, digits), number(high, digits))
+    return min(exact[0], rounded[0], key=len), min(exact[1], rounded[1], key=len)

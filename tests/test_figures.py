@@ -23,7 +23,7 @@ from fractal_core.errors import Refused
 from fractal_core.figures import MISSING, PALETTES, equalise, map_figure, paint, save
 from fractal_core.plane import Axis, Grid, Region
 from fractal_core.store import Image
-from fractal_core.ticks import ticks
+from fractal_core.ticks import brief, ticks
 
 WIDE = Region(Axis("input", 1e-3, 1e6, 24), Axis("output", 1e-3, 1e6, 16))
 TANH = Region(
@@ -587,3 +587,17 @@ sys.exit("matplotlib.pyplot" in sys.modules)
     command = [sys.executable, "-W", "error", "-c", code, tmp_path / "map.png"]
     assert subprocess.run(command, check=False).returncode == 0
     assert (tmp_path / "map.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("ends", "texts"),
+    [
+        ((1e-3, 1e6), ("0.001", "1000000")),
+        ((0.5011876576579224, 1995.260626873883), ("0.501188", "1995.26")),
+        ((13.29976231, 13.29978604), ("13.29976231", "13.29978604")),
+        ((0.1, 0.1 + 2**-50), ("0.1", "0.1000000000000009")),
+    ],
+)
+def test_ends_in_a_sentence_have_the_digits_that_matter(ends, texts):
+    """Exact where that is short; a rectangle that was dragged has no sixteen digits."""
+    assert brief(*ends) == texts

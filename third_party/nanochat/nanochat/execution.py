@@ -1,11 +1,11 @@
 """Run programs that a model wrote, in a sandbox or not at all.
 
 The sandbox is made of Linux namespaces, by Bubblewrap where it is installed and works, and else by
-ourselves (see `jail`). A program sees the interpreter and the
-system's libraries, read-only, and an empty folder of its own in memory; no network, no process but
-its own, no variable of the environment. Its time, memory, processes, files and output are limited,
-and when one limit of them is passed all of its processes are killed. What this rests on is the
-kernel; against a fault in it there is no second wall.
+ourselves (see `jail`). A program sees the interpreter and the system's libraries, read-only, and an
+empty folder of its own in memory; no network, no process but its own, no variable of the
+environment. Its time, memory, processes, files and output are limited, and when one limit of them
+is passed all of its processes are killed. What this rests on is the kernel; against a fault in it
+there is no second wall.
 
 A program says itself that it ran to its end, so one that sets out to can claim success. It gains
 a point by that, and nothing else.

@@ -122,10 +122,10 @@ def _map_users(pid: int) -> None:
     """Say which users exist inside: the program's, and for a caller who is root also root."""
     root = os.geteuid() == 0
     if not root:
-        _write(f"/proc/{pid}/setgroups", "deny")
+        Path(f"/proc/{pid}/setgroups").write_text("deny")
     for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
         lines = f"0 0 1\n{INSIDE} {NOBODY} 1\n" if root else f"{INSIDE} {own} 1\n"
-        _write(f"/proc/{pid}/{kind}_map", lines)
+        Path(f"/proc/{pid}/{kind}_map").write_text(lines)
 
 
 def _unshare(namespaces: int, entered: int, mapped: int) -> bool:
@@ -302,10 +302,6 @@ def _restrict(path: str, flags: int, recursive: bool = True) -> None:
         ctypes.c_size_t(ctypes.sizeof(attributes)),
     )
     _call(f"mount_setattr {path}", done)
-
-
-def _write(path: str, text: str) -> None:
-    Path(path).write_text(text)
 
 
 def _call(name: str, result: int) -> None:

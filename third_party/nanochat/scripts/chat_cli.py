@@ -11,10 +11,8 @@ from typing import Any, ClassVar
 
 from nanochat import cli
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import Refused, compute_init
+from nanochat.common import Refused, compute_init, set_dtype
 from nanochat.engine import Engine, TextStream
-
-from scripts.chat_sft import set_dtype
 
 ROOM = 256
 """How many tokens an answer may have."""

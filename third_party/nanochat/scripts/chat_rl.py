@@ -20,12 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from nanochat import cli
-from nanochat.checkpoint_manager import (
-    load_checkpoint,
-    load_model,
-    load_optimizers,
-    save_checkpoint,
-)
+from nanochat.checkpoint_manager import load_model, save_checkpoint
 from nanochat.common import (
     Refused,
     StopRequest,
@@ -37,6 +32,7 @@ from nanochat.common import (
     get_dist_info,
     of_all,
     print0,
+    set_dtype,
     tracker,
 )
 from nanochat.dataloader import IGNORED
@@ -350,15 +346,14 @@ def prepare(config: Config) -> Learning:
     step = config.resume_from_step if resumes else config.step
     source = "rl" if resumes else config.source
     model, tokenizer, meta = load_model(source, device, "train", config.model_tag, step)
-    chat_sft.set_dtype(model, config.dtype)
+    set_dtype(model, config.dtype)
     optimizers = chat_sft.fresh_optimizers(model, config)
     record = tracker("rl", config.run, dataclasses.asdict(config), project="nanochat-rl")
     learning = Learning(config, device, rank, world, model, tokenizer, optimizers, record)
     if resumes:
-        origin = f"step {step} in {learning.folder}"
-        kept = chat_sft.kept_states(meta, world, origin, "rl")[rank]
-        _, states, _ = load_checkpoint(learning.folder, int(step or 0), device, True, rank)
-        load_optimizers(optimizers, states, origin)
+        kept = chat_sft.kept_state(
+            learning.folder, config.resume_from_step, meta, optimizers, device, source
+        )
         learning.step = record.start = kept["step"]
         learning.before, learning.rewards = kept["before"], kept["rewards"]
     return learning

@@ -33,6 +33,7 @@ from nanochat.common import (
     done_by_all,
     evaluating,
     get_base_dir,
+    get_dist_info,
     of_all,
     print0,
     set_dtype,
@@ -386,7 +387,8 @@ def _prepare(config: Config) -> Tuning:
     _, rank, _, world, device = compute_init(config.device_type)
     micro = accumulation(config, world)
     source, tag, step = config.source, config.model_tag, config.step
-    if config.resume_from_step >= 0:
+    resumes = config.resume_from_step >= 0
+    if resumes:
         source, step = "sft", config.resume_from_step
     model, tokenizer, meta = load_model(source, device, phase="train", model_tag=tag, step=step)
     set_dtype(model, config.dtype)
@@ -394,12 +396,9 @@ def _prepare(config: Config) -> Tuning:
     settings = dataclasses.asdict(config)
     record = tracker("sft", config.run, settings, project="nanochat-sft")
     tuning = Tuning(config, device, rank, micro, model, tokenizer, optimizers, record)
-    if config.resume_from_step >= 0:
-        kept = kept_states(meta, world, f"step {step} in {tuning.folder}", "sft")
-        _, states, _ = load_checkpoint(tuning.folder, int(step or 0), device, True, rank)
-        load_optimizers(optimizers, states, f"step {step} in {tuning.folder}")
+    if resumes:
         tuning.step = record.start = config.resume_from_step
-        tuning.state = kept[rank]
+        tuning.state = kept_state(tuning.folder, tuning.step, meta, optimizers, device, "sft")
     return tuning
 
 
@@ -413,19 +412,29 @@ def fresh_optimizers(model: Any, config: Any) -> list[torch.optim.Optimizer]:
     return optimizers
 
 
-def kept_states(meta: dict[str, Any], world: int, origin: str, source: str) -> list[Any]:
-    """Where each process of an interrupted run was.
+def kept_state(
+    folder: Path,
+    step: int,
+    meta: dict[str, Any],
+    optimizers: Sequence[torch.optim.Optimizer],
+    device: torch.device,
+    source: str,
+) -> Any:
+    """Where this process of an interrupted run was, after its optimizers have got their states.
 
     Raises:
         Refused: The step is the end of a run, or one of another number of processes.
     """
-    kept = meta.get("dataloader_state_dicts") or []
+    _, rank, _, world = get_dist_info()
+    origin, kept = f"step {step} in {folder}", meta.get("dataloader_state_dicts") or []
     if len(kept) != world:
         raise Refused(
             f"{origin} is no interrupted run of {world} process(es); "
             f"start a new one from its weights with --source={source}"
         )
-    return kept
+    _, states, _ = load_checkpoint(folder, step, device, load_optimizer=True, rank=rank)
+    load_optimizers(optimizers, states, origin)
+    return kept[rank]
 
 
 if __name__ == "__main__":

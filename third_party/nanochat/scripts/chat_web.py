@@ -11,12 +11,10 @@ from typing import ClassVar
 import torch
 from nanochat import cli, server
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import Refused, compute_init
+from nanochat.common import Refused, compute_init, set_dtype
 from nanochat.engine import Engine
 from nanochat.questions import Sampling
 from nanochat.workers import Workers
-
-from scripts.chat_sft import set_dtype
 
 
 @dataclass(frozen=True)

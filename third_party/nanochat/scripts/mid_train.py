@@ -20,12 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from nanochat import cli
-from nanochat.checkpoint_manager import (
-    load_checkpoint,
-    load_model,
-    load_optimizers,
-    save_checkpoint,
-)
+from nanochat.checkpoint_manager import load_model, save_checkpoint
 from nanochat.common import (
     Refused,
     StopRequest,
@@ -35,6 +30,7 @@ from nanochat.common import (
     get_base_dir,
     of_all,
     print0,
+    set_dtype,
     tracker,
     world_size,
 )
@@ -278,19 +274,15 @@ def prepare(config: Config) -> Training:
     step = config.resume_from_step if resumes else config.step
     source = "mid" if resumes else "base"
     model, tokenizer, meta = load_model(source, device, "train", config.model_tag, step)
-    chat_sft.set_dtype(model, config.dtype)
+    set_dtype(model, config.dtype)
     optimizers = chat_sft.fresh_optimizers(model, config)
     settings = dataclasses.asdict(config)
     record = tracker("mid", config.run, settings, project="nanochat-mid")
     training = Training(config, device, rank, micro, model, tokenizer, optimizers, record)
     if resumes:
-        origin = f"step {step} in {training.folder}"
-        kept = chat_sft.kept_states(meta, world, origin, "mid")
-        _, states, _ = load_checkpoint(training.folder, int(step or 0), device, True, rank)
-        load_optimizers(optimizers, states, origin)
         training.step = record.start = config.resume_from_step
-        training.state = kept[rank]["next"]
-        training.progress = kept[rank]["progress"]
+        kept = chat_sft.kept_state(training.folder, training.step, meta, optimizers, device, source)
+        training.state, training.progress = kept["next"], kept["progress"]
     return training
 
 
