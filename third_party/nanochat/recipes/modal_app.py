@@ -29,7 +29,8 @@ def train(smoke: bool = False) -> None:
     """What a machine of Modal does; when it is interrupted, the command saves first."""
     environment = os.environ | {"NANOCHAT_BASE_DIR": RESULTS}
     words = command(smoke, f"{INSIDE}/.venv/bin/python")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Modal's own SIGINT
+    for word in (signal.SIGINT, signal.SIGTERM):  # Modal's own is the first
+        signal.signal(word, signal.default_int_handler)
     # In a session of its own, so that it hears of it once: a second word to stop saves nothing.
     process = subprocess.Popen(words, cwd=INSIDE, env=environment, start_new_session=True)
     try:
