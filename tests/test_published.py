@@ -37,5 +37,5 @@ def test_one_command_makes_the_table(tmp_path):
     assert window["verdict"]["text"] == cells[5]
     assert window["pairs"]["eps"][0] > window["pairs"]["eps"][-1]
     assert "single: map 0/1,600 runs" in first.stderr
-    assert "single: map 1600/1600" in second.stderr
+    assert "single: map 1,600/1,600 runs" in second.stderr
     assert " 0/" not in second.stderr
