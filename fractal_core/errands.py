@@ -101,18 +101,13 @@ def start(folder: Path, command: Sequence[str]) -> int:
     _begun.append(process)
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        holder = duty.lock_holder(folder)
-        if (worker := read_json(folder / NOTE, {}).get("process")) in (
-            holder,
-            process.pid,
-        ) and worker:
+        at_work = duty.lock_holder(folder), process.pid
+        if (worker := _noted(folder)) is not None and worker in at_work:
             return worker
         if process.poll() is not None:
             break
         time.sleep(0.02)
-    if (
-        worker := read_json(folder / NOTE, {}).get("process")
-    ) == process.pid:  # it worked, and has ended
+    if _noted(folder) == process.pid:  # it worked, and has ended
         return process.pid
     if holder := duty.lock_holder(folder):  # another one was quicker
         return holder
@@ -120,6 +115,11 @@ def start(folder: Path, command: Sequence[str]) -> int:
         words = (folder / LOG).read_text(errors="replace").strip().splitlines()[-1:]
         raise Refused("".join(words) or "the process ended at once")
     return process.pid
+
+
+def _noted(folder: Path) -> int | None:
+    """The process that was last begun in a folder."""
+    return read_json(folder / NOTE, {}).get("process")
 
 
 def last(folder: Path) -> Errand | None:

@@ -79,6 +79,14 @@ def store_folder(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """Everything big lies in a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FRACTAL_STORAGE", str(tmp_path_factory.mktemp("storage")))
+        yield
+
+
 @pytest.fixture
 def hub_here(store_folder, monkeypatch):
     """A Hub on this machine, and nobody waits between two tries."""

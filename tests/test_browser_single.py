@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 from serving import NOTEBOOKS, disabled, fill, opened, press, says, served
+from small import region, run
 from tuning import checkpoint
 
-from fractal_core import Axis, Region, Store, Sweep, TinyNetworks
-from fractal_core.engine import run_here
 from fractal_core.experiments import open_run
 
 SINGLE = NOTEBOOKS / "single_run.py"
-QUICK = TinyNetworks(samples=8, steps=60)
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +16,7 @@ def runs(tmp_path_factory):
     """A map to pick points from."""
     root = tmp_path_factory.mktemp("prepared") / "runs"
     root.mkdir()
-    region = Region(*(Axis(name, 1e-3, 1e6, 16) for name in QUICK.axes))
-    for _ in run_here(Store.create(root / "plane", Sweep.over(QUICK, region))):
-        pass
+    run(root, "plane", region(rows=16, cols=16))
     return root
 
 

@@ -6,14 +6,13 @@ import mischief
 import numpy as np
 import pytest
 from serving import NOTEBOOKS, disabled, fill, opened, press, says, served
+from small import region, run
 
-from fractal_core import Axis, Region, Store, Sweep, TinyNetworks, duty
+from fractal_core import Store, duty
 from fractal_core.bench.zoom import drag
-from fractal_core.engine import run_here
 from fractal_core.experiments import open_run
 
 SWEEP = NOTEBOOKS / "sweep.py"
-QUICK = TinyNetworks(samples=8, steps=60)
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +20,7 @@ def runs(tmp_path_factory):
     """A finished map, `parent`, and one of which some units fail, `broken`."""
     root = tmp_path_factory.mktemp("prepared") / "runs"
     root.mkdir()
-    region = Region(*(Axis(name, 1e-3, 1e6, 48) for name in QUICK.axes))
-    for _ in run_here(Store.create(root / "parent", Sweep.over(QUICK, region))):
-        pass
+    run(root, "parent", region(rows=48, cols=48))
     mischief.make(root / "broken", 16, 16, block=4)
     return root
 
@@ -51,7 +48,7 @@ def test_a_sweep_outlives_its_kernel(runs, browser, tmp_path):
     with served(SWEEP, runs, "edit") as server, opened(browser, tmp_path, server) as page:
         says(page, "cost", "^16,384 runs, about .* digits left to zoom")
         before = set(server.root.iterdir())
-        for label, value in (("columns", 48), ("rows", 48), ("steps", 2000)):
+        for label, value in (("columns", 48), ("rows", 48), ("steps", 1200)):
             fill(page, label, value)
         fill(page, "x to", "1e-4")
         says(page, "cost", "cannot be done: axis lr_input: the lower end .* below the upper end")

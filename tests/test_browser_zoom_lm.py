@@ -17,14 +17,12 @@ from fractal_core.sweep import canonical
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Iterator[Path]:
+def made(tmp_path_factory, storage) -> Path:
     """Two maps of fine-tuning runs: a finished one, and one that is begun."""
     folder = tmp_path_factory.mktemp("tuned")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FRACTAL_STORAGE", str(folder / "storage"))
-        plane(folder / "model", folder / "runs" / "plane")
-        plane(folder / "model", folder / "runs" / "begun", seed=1, units=3)
-        yield folder
+    plane(folder / "model", folder / "runs" / "plane")
+    plane(folder / "model", folder / "runs" / "begun", seed=1, units=3)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image as Picture
+from small import region
 
 from fractal_core import (
     Axis,
@@ -34,7 +35,7 @@ from fractal_core.store import Image
 from fractal_core.sweep import canonical
 
 SMALL = TinyNetworks(samples=8, steps=40)
-REGION = Region(Axis("lr_input", 1e-3, 1e6, 24), Axis("lr_output", 1e-3, 1e6, 16))
+REGION = region()
 
 
 @pytest.fixture
@@ -227,8 +228,8 @@ def test_a_zoom_into_what_was_seen_to_be_rounding_is_refused(root):
 
 def test_a_single_run_is_no_map(root):
     """It lies beside the maps, and is told apart."""
-    region = Region(*(Axis(name, 1.0, 1.0, 1, "linear", integer=True) for name in SMALL.axes))
-    Store.create(root / "alone", Sweep.over(SMALL, region))
+    point = Region(*(Axis(name, 1.0, 1.0, 1, "linear", integer=True) for name in SMALL.axes))
+    Store.create(root / "alone", Sweep.over(SMALL, point))
     with pytest.raises(Refused, match="alone is a single run"):
         open_view(root, "alone")
     (root / "torn").mkdir()

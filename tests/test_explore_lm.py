@@ -11,13 +11,7 @@ from tuning import plane
 from fractal_core import Outcome, Refused, control, experiments, explore, finetune, portrait
 from fractal_core.explore import address, from_address, open_view, zoomed
 
-
-@pytest.fixture(scope="module", autouse=True)
-def storage(tmp_path_factory):
-    """Everything big lies in a folder of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FRACTAL_STORAGE", str(tmp_path_factory.mktemp("storage")))
-        yield
+pytestmark = pytest.mark.usefixtures("storage")
 
 
 @pytest.fixture(scope="module")

@@ -37,14 +37,6 @@ CALM = np.array([[1e-3, 1e-3]])
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory):
-    """Everything big lies in a folder of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FRACTAL_STORAGE", str(tmp_path_factory.mktemp("storage")))
-        yield
-
-
-@pytest.fixture(scope="module")
 def model(tmp_path_factory, storage) -> str:
     return checkpoint(tmp_path_factory.mktemp("model"))
 

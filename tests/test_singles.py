@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from small import QUICK
 from tuning import checkpoint
 
 from fractal_core import (
@@ -15,7 +16,6 @@ from fractal_core import (
     Region,
     Store,
     Sweep,
-    TinyNetworks,
     control,
     experiments,
     network,
@@ -24,8 +24,6 @@ from fractal_core import (
 from fractal_core.__main__ import execute
 from fractal_core.experiments import open_run
 from fractal_core.single import FOLDER, Watch
-
-QUICK = TinyNetworks(samples=8, steps=60)
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,11 @@ import os
 
 import mischief
 import pytest
+from small import QUICK, region, run
 
 from fractal_core import (
-    Axis,
     Refused,
-    Region,
-    Store,
     Sweep,
-    TinyNetworks,
     control,
     duty,
     explore,
@@ -22,8 +19,7 @@ from fractal_core import (
 from fractal_core.engine import run_here
 from fractal_core.machine import Slot
 
-QUICK = TinyNetworks(samples=8, steps=60)
-REGION = Region(Axis("lr_input", 1e-3, 1e6, 24), Axis("lr_output", 1e-3, 1e6, 16))
+REGION = region()
 
 
 @pytest.fixture
@@ -37,10 +33,7 @@ def begun(monkeypatch):
 
 
 def finished(root, name="whole"):
-    store = Store.create(root / name, Sweep.over(QUICK, REGION))
-    for _ in run_here(store):
-        pass
-    return store
+    return run(root, name, REGION)
 
 
 def test_a_sweep_is_begun_once_per_recipe(tmp_path, begun):
