@@ -11,22 +11,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
 from formula import Formula
+from waiting import alive
 
 from fractal_core import Axis, Outcome, Outcomes, Region, Store, Sweep
 from fractal_core.engine import run_here
 from fractal_core.experiments import EXPERIMENTS
 from fractal_core.store import ARRAYS
 from fractal_core.sweep import Unit
-
-DEADLINE = 60.0
-"""Seconds that a busy machine may take for anything."""
 
 
 @dataclass(frozen=True)
@@ -210,21 +208,6 @@ def born(store: Store, unit: Unit) -> list[int]:
     """Ids of the processes that a unit told of its offspring began."""
     file = scratch(store) / f"{_name(store.points(unit))}.born"
     return [int(pid) for pid in file.read_text().split()] if file.exists() else []
-
-
-def until(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
-    """Wait for something, however busy the machine is."""
-    end = time.monotonic() + deadline
-    while not condition():
-        assert time.monotonic() < end, f"never came: {what}"
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def same_answers(store: Store, clean: Store, units: Iterable | None = None) -> None:

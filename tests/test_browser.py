@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from serving import disabled, fractal_open, opened, press, says, served
+from waiting import until_gone
 
 from fractal_core import (
     Axis,
@@ -163,14 +164,6 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 def committed(store: Store) -> list[str]:
     lines = (store.path / "state" / "events.jsonl").read_text().splitlines()
     return [e["unit"] for e in map(json.loads, lines) if e["event"] == "committed"]
-
-
-def gone(pid: int) -> bool:
-    """Ended; a process whose parent has not asked yet what became of it has ended, too."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 @pytest.mark.parametrize("mode", ["app", "editor"])
@@ -327,7 +320,7 @@ def test_cancel_stops_and_compute_goes_on(app, tab):
         press(page, "cancel")
         says(page, "status", "^stopped: [1-9]")
         assert lock_holder(store.path) is None
-        assert gone(worker)
+        until_gone(worker)
         kept = contents(store.path / "units")
         done = len(store.missing())
         press(page, "compute")

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from waiting import until
 
 from fractal_core import Axis, Region, Store, Sweep, TinyNetworks, cluster, engine, raylink, warm
 from fractal_core.agenda import Exit, Policy
@@ -105,9 +105,8 @@ class Nodes:
                 start_new_session=True,
             )
         self.started.append(process)
-        while b"Ray runtime started" not in log.read_bytes():
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.05)
+        until(lambda: process.poll() or b"Ray runtime started" in log.read_bytes(), "the node")
+        assert process.poll() is None, log.read_text()
         return process
 
     def start_head(self) -> subprocess.Popen:
@@ -387,9 +386,8 @@ def test_the_cluster_takes_nobody_without_its_token(joined, tmp_path, monkeypatc
 
 def wait_for(store: Store, units: int, process: subprocess.Popen) -> None:
     """Wait until so many units are there, with more to come."""
-    while len(store.files.list("units")) < units:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
+    until(lambda: process.poll() or len(store.files.list("units")) >= units, "some units")
+    assert process.poll() is None, process.communicate()
     assert store.missing(), "the run ended before anything could be killed; make it longer"
 
 

@@ -5,13 +5,13 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as Picture
 from terminal import fractal
+from waiting import DEADLINE, until
 
 SMALL = ("--steps", "30", "--set", "samples=8", "arrays=seeded", "--grid", "16", "24")
 
@@ -111,22 +111,23 @@ def test_status_tells_what_the_slots_do(finished):
     command = [sys.executable, "-m", "fractal_core", "run", "long", "--slots", "2"]
     running = subprocess.Popen(command, cwd=finished, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
-        state = {}
-        while not state.get("seconds_remaining") and time.monotonic() < deadline:
-            time.sleep(0.2)
+
+        def told() -> dict | None:
             state = json.loads(fractal("status", "long", "--json", cwd=finished).stdout)
+            return state if state["seconds_remaining"] else None
+
+        state = until(told, "an estimate")
         assert state["process"] == running.pid
         assert state["points_per_second"] > 0
         assert [slot["device"] for slot in state["slots"]] == ["cpu", "cpu"]
         assert len({slot["process"] for slot in state["slots"]}) == 2
         assert any(slot["unit"] for slot in state["slots"])
-        told = fractal("status", "long", cwd=finished).stdout
-        assert f"process {running.pid} works on it" in told
-        assert "to go" in told
-        assert "slot 1 on cpu" in told
+        words = fractal("status", "long", cwd=finished).stdout
+        assert f"process {running.pid} works on it" in words
+        assert "to go" in words
+        assert "slot 1 on cpu" in words
         assert "stopped" in fractal("stop", "long", cwd=finished).stdout
-        assert running.wait(timeout=60) == 75
+        assert running.wait(timeout=DEADLINE) == 75
     finally:
         running.kill()
         running.wait()
@@ -188,12 +189,13 @@ def test_detached_runs_finish_by_themselves(finished):
     assert answer.returncode == 0, answer.stderr
     pid = int(re.search(r"process (\d+) works", answer.stdout)[1])
     assert os.getsid(pid) == pid != os.getsid(0)
-    for _ in range(600):
+
+    def over() -> dict | None:
         state = json.loads(fractal("status", "away", "--json", cwd=finished).stdout)
         assert state["process"] in (pid, None)
-        if state["process"] is None:
-            break
-    assert state["done"] == 384
+        return state if state["process"] is None else None
+
+    assert until(over, "its end")["done"] == 384
 
 
 @pytest.mark.parametrize(

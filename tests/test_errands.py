@@ -1,11 +1,12 @@
 """Long commands in the background of a folder."""
 
 import os
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+import waiting
+from waiting import until, until_gone
 
 from fractal_core import Refused, errands
 from fractal_core.errands import Errand
@@ -14,9 +15,7 @@ SLEEPS = ["timeit", "-n1", "-r1", "print('begun', flush=True); import time; time
 
 
 def ended(folder: Path) -> Errand:
-    while (found := errands.last(folder)) is None or found.process is not None:
-        time.sleep(0.02)
-    return found
+    return waiting.ended(lambda: errands.last(folder))
 
 
 def test_a_command_runs_once_and_says_how_it_ended(tmp_path):
@@ -25,12 +24,12 @@ def test_a_command_runs_once_and_says_how_it_ended(tmp_path):
     first = errands.start(tmp_path / "new", SLEEPS)
     assert os.getsid(first) == first
     assert errands.start(tmp_path / "new", ["timeit", "pass"]) == first
-    while "begun" not in (found := errands.last(tmp_path / "new")).log:
-        time.sleep(0.02)
+    until(lambda: "begun" in errands.last(tmp_path / "new").log, "its first line")
+    found = errands.last(tmp_path / "new")
     assert (found.state, found.process, found.command) == ("running", first, tuple(SLEEPS))
     assert errands.ask_to_stop(tmp_path / "new")
     assert ended(tmp_path / "new").state == "stopped"
-    assert not psutil.pid_exists(first) or psutil.Process(first).status() == "zombie"
+    until_gone(first)
     assert not errands.ask_to_stop(tmp_path / "new")
 
 

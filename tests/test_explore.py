@@ -4,7 +4,6 @@ import io
 import os
 import signal
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import psutil
 import pytest
 from PIL import Image as Picture
 from small import region
+from waiting import until
 
 from fractal_core import (
     Axis,
@@ -370,10 +370,9 @@ def test_starting_twice_is_starting_once(root):
         thread.join()
     assert len(set(pids)) == 1
     assert os.getsid(pids[0]) == pids[0] != os.getsid(0)
-    events, deadline = store.path / "state" / "events.jsonl", time.monotonic() + 30
+    events = store.path / "state" / "events.jsonl"
     # The lock is taken, and the file made, an instant before its first line is there.
-    while not (events.exists() and events.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: events.exists() and events.read_text(), "its first line")
     assert events.read_text().count('"started"') == 1
     assert control.stop(store.path)
     assert control.progress(store).process is None
@@ -394,15 +393,12 @@ def test_a_warm_process_forks_runs(root, monkeypatch):
     """
     store = Store.create(root / "quick", Sweep.over(TinyNetworks(samples=272), REGION), block=8)
     control.start_detached(store.path)
-    deadline = time.monotonic() + 60
-    while warm.ask(store.path) is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: warm.ask(store.path) is not None, "a warm process")
     slow = TinyNetworks(samples=272, steps=6000)
     other = Store.create(root / "slow", Sweep.over(slow, REGION), block=8)
     monkeypatch.chdir(root)
     pid = warm.start(other.path)
-    while control.progress(other).process != pid and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: control.progress(other).process == pid, "its work")
     server = psutil.Process(psutil.Process(pid).ppid())
     assert "fractal_core.warm" in server.cmdline()
     assert os.getsid(pid) == pid

@@ -14,7 +14,8 @@ from pathlib import Path
 import mischief
 import numpy as np
 import pytest
-from mischief import DEADLINE, at_work, begin, fractal, make, run_clean, same_answers, tell, until
+from mischief import at_work, begin, fractal, make, run_clean, same_answers, tell
+from waiting import DEADLINE, until
 
 from fractal_core import Axis, Refused, Region, Store, Sweep, TinyNetworks, control, duty, engine
 from fractal_core.duty import Share, read_events

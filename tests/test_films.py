@@ -1,9 +1,9 @@
 """Films of runs: keyframes between two, and films that are made in the background."""
 
 import os
-import time
 
 import pytest
+import waiting
 from small import QUICK, region, run
 
 from fractal_core import Refused, films, recipe
@@ -19,10 +19,7 @@ def chain(tmp_path):
 
 
 def ended(stores) -> Errand:
-    """Wait until nobody makes the film."""
-    while (found := films.last(stores)) is None or found.process is not None:
-        time.sleep(0.02)
-    return found
+    return waiting.ended(lambda: films.last(stores))
 
 
 def test_a_film_is_made_by_a_process_of_its_own(chain, tmp_path):

@@ -1,10 +1,10 @@
 """Measurements in processes of their own, begun, watched and stopped from outside."""
 
 import os
-import time
 
-import psutil
 import pytest
+import waiting
+from waiting import until, until_gone
 
 from fractal_core import Axis, Region, Store, Sweep, TinyNetworks, findings, measuring, sight
 from fractal_core.duty import lock
@@ -19,15 +19,8 @@ def store(tmp_path):
     return Store.create(tmp_path / "run", sweep)
 
 
-def ended(store: Store, patience: float = 120.0) -> measuring.Measurement:
-    """Wait until the measurement is over."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        found = measuring.last(store.path)
-        if found is not None and found.process is None:
-            return found
-        time.sleep(0.05)
-    pytest.fail("it goes on and on")
+def ended(store: Store) -> measuring.Measurement:
+    return waiting.ended(lambda: measuring.last(store.path))
 
 
 def test_pairs_are_measured_by_a_process_of_their_own(store):
@@ -59,13 +52,11 @@ def test_a_stopped_measurement_goes_on_when_it_is_begun_again(store):
     """Nothing of it is left running, and what it trained is kept."""
     assert not measuring.stop(store.path)
     process = measuring.begin(store.path, "pairs", ("--runs", "8000"))
-    deadline = time.monotonic() + 60
-    while not store.files.list("units") and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: store.files.list("units"), "a unit")
     assert measuring.stop(store.path)
     kept = store.files.list("units")
     assert kept
-    assert not psutil.pid_exists(process) or psutil.Process(process).status() == "zombie"
+    until_gone(process)
     assert "begin it again" in measuring.last(store.path).trouble
     measuring.begin(store.path, "seeing", ("--runs", "300"))
     assert ended(store).trouble == ""

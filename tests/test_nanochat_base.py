@@ -6,7 +6,6 @@ import math
 import multiprocessing
 import os
 import signal
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -20,6 +19,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss_eval import evaluate_bpb
 from scripts import base_loss, base_train
 from scripts.base_train import Config, Data, iterations, lr_multiplier, muon_momentum
+from waiting import until
 
 VOCAB = 70
 SMALL = Config(
@@ -380,10 +380,8 @@ def test_an_offline_run_stays_on_the_disk(base, monkeypatch):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(base / "wandb-own"))
     base_train.main(dataclasses.replace(SMALL, run="quiet"), tokens())
     (record,) = (base / "wandb").glob("offline-run-*/*.wandb")
-    deadline = time.monotonic() + 60  # its service writes the end of the file a moment later
-    while b"quiet-base-artifact" not in record.read_bytes() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert b"quiet-base-artifact" in record.read_bytes()
+    # Its service writes the end of the file a moment later.
+    until(lambda: b"quiet-base-artifact" in record.read_bytes(), "the artifact")
     assert b"train/loss" in record.read_bytes()
 
 

@@ -5,13 +5,13 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from nanochat import execution
 from nanochat.common import Refused
 from nanochat.execution import Limits, _run, execute_code
+from waiting import DEADLINE, until
 
 BWRAP = shutil.which("bwrap") or ""
 contained = pytest.mark.usefixtures("each_sandbox")
@@ -66,11 +66,7 @@ def processes_named(name: str) -> list[str]:
 
 def assert_none_left(name: str) -> None:
     """The kernel needs a moment to end them."""
-    for _ in range(100):
-        if not processes_named(name):
-            return
-        time.sleep(0.05)
-    raise AssertionError(processes_named(name))
+    until(lambda: not processes_named(name), f"the end of {name}")
 
 
 # What a program is told
@@ -383,7 +379,7 @@ def test_without_namespaces_nothing_runs(tmp_path):
     deny = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$0" -c "$1"'
     words = ["unshare", "-Ur", "sh", "-c", deny, sys.executable, ask]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE)
     except FileNotFoundError:
         pytest.skip("unshare of util-linux, which makes a machine without namespaces, is missing")
     if done.returncode and not done.stdout:
@@ -406,7 +402,7 @@ def test_a_container_has_a_sandbox(each_sandbox):
         'exec unshare -U --map-user=77 --map-group=77 "$0" -c "$1"'
     )
     words = ["unshare", "-Urm", "sh", "-c", contain, sys.executable, ask]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE)
     assert done.stdout == "True\n", done
 
 
@@ -456,5 +452,5 @@ def test_a_caller_who_is_not_root_has_a_sandbox_too(each_sandbox):
         "print(os.getuid(), execution.execute_code(said))"
     )
     words = ["unshare", "-U", "--map-user=77", "--map-group=77", sys.executable, "-c", ask]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE)
     assert done.stdout.startswith("77 ExecutionResult(success=True, stdout='1000 []"), done

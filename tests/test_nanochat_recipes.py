@@ -14,6 +14,7 @@ import pytest
 import yaml
 from nanochat.cli import config_from
 from scripts import speedrun
+from waiting import DEADLINE, until
 
 FOLDER = Path(speedrun.__file__).parents[1] / "recipes"
 COMMAND = "python -m scripts.speedrun --size=d20"
@@ -55,9 +56,7 @@ def notes(place: Path) -> list[str]:
 
 def warn(process: subprocess.Popen, place: Path, word: signal.Signals) -> None:
     """Send a signal when the command has begun."""
-    deadline = time.monotonic() + 30
-    while COMMAND not in notes(place) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: COMMAND in notes(place), "the command")
     time.sleep(0.2)  # until whoever started it waits
     process.send_signal(word)
 
@@ -65,7 +64,7 @@ def warn(process: subprocess.Popen, place: Path, word: signal.Signals) -> None:
 def shell(script: str, place: Path) -> None:
     """Bash reads it, and runs it there."""
     for flags in (["-n"], []):
-        subprocess.run(["bash", *flags, "-c", script], cwd=place, check=True, timeout=30)
+        subprocess.run(["bash", *flags, "-c", script], cwd=place, check=True, timeout=DEADLINE)
 
 
 def test_the_command_of_the_recipes_is_known():
@@ -97,7 +96,7 @@ def test_slurm_is_asked_for_eight_gpus_and_a_warning():
 def test_a_slurm_job_ends_as_its_command_does(place, code):
     """Without going back into the queue."""
     fake(place / ".venv" / "bin" / "python", FAKE + f"exit {code}\n")
-    done = subprocess.run(["bash", str(FOLDER / "slurm.sh")], timeout=30)
+    done = subprocess.run(["bash", str(FOLDER / "slurm.sh")], timeout=DEADLINE)
     assert done.returncode == code
     assert notes(place) == ["activate", COMMAND]
 
@@ -107,7 +106,7 @@ def test_a_slurm_job_that_is_warned_saves_and_goes_back_into_the_queue(place):
     fake(place / ".venv" / "bin" / "python", SLOW)
     job = subprocess.Popen(["bash", str(FOLDER / "slurm.sh")])
     warn(job, place, signal.SIGTERM)
-    assert job.wait(timeout=30) == 0
+    assert job.wait(timeout=DEADLINE) == 0
     assert notes(place) == ["activate", COMMAND, "saved", "scontrol requeue 77"]
 
 
@@ -150,7 +149,7 @@ def test_the_pod_of_kubernetes_is_the_command(place):
     assert notes(place)[:2] == ["pip install --quiet uv", "uv sync --quiet --extra data"]
     assert script.splitlines()[-1] == f"exec {COMMAND}"
     fake(place / ".venv" / "bin" / "uv", "#!/bin/sh\nexit 9\n")
-    failed = subprocess.run(["bash", "-c", script], cwd=place, timeout=30)
+    failed = subprocess.run(["bash", "-c", script], cwd=place, timeout=DEADLINE)
     assert failed.returncode == 1
 
 
@@ -218,7 +217,7 @@ def test_the_modal_file_runs_the_command_here(place):
         env=os.environ | {"NANOCHAT_BASE_DIR": "mine"},
         stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
     )
     assert (done.returncode, done.stdout) == (0, "--size=smoke mine\n")
 
@@ -244,7 +243,7 @@ def train(place: Path, program: str) -> subprocess.Popen:
 def test_a_machine_of_modal_ends_as_its_command_does(place, code):
     """What is made goes into the volume."""
     process = train(place, FAKE + f'echo "$NANOCHAT_BASE_DIR" >> "$NOTES"\nexit {code}\n')
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=DEADLINE)
     assert notes(place) == [COMMAND, "/results"]
     assert (process.returncode == 0) == (code == 0)
     assert (f"exit status {code}" in said.decode()) == (code != 0)
@@ -255,6 +254,6 @@ def test_a_machine_of_modal_that_is_taken_away_saves(place, word):
     """The command hears it once, and is waited for; Modal sees that it is not done."""
     process = train(place, SLOW)
     warn(process, place, word)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=DEADLINE)
     assert notes(place) == [COMMAND, "saved"]
     assert "KeyboardInterrupt" in said.decode()

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Semaphore, Thread
@@ -19,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 import tiktoken
 import torch
+import waiting
 from nanochat import server
 from nanochat.checkpoint_manager import save_checkpoint
 from nanochat.common import Refused
@@ -29,13 +29,13 @@ from nanochat.questions import Sampling
 from nanochat.server import Chat, Server
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.workers import Workers
+from waiting import DEADLINE
 
 DATA = Path(__file__).parent / "data"
 SPECIAL = json.loads((DATA / "nanochat_tokenizer.json").read_text())["special"]
 END = SPECIAL["<|assistant_end|>"]
 CALL, CALLED = SPECIAL["<|python_start|>"], SPECIAL["<|python_end|>"]
 DONE = b'data: {"done": true}\n\n'
-PATIENCE = 30
 HELLO = [{"role": "user", "content": "hello"}]
 
 torch.set_num_threads(1)
@@ -70,7 +70,7 @@ class Voice:
         if ids.size(1) > 1:
             self.prompts.append(ids[0].tolist())
             self.said = 0
-        assert self.allowed.acquire(timeout=PATIENCE)
+        assert self.allowed.acquire(timeout=DEADLINE)
         kv = ids[:, None, :, None].expand(-1, 1, -1, 2).float()
         kv_cache.insert_kv(0, kv, kv)
         logits = torch.full((*ids.shape, 700), -30.0)
@@ -95,7 +95,7 @@ def serving(tokenizer, *models, defaults: Sampling | None = None, **options) -> 
         for model in models:
             if isinstance(model, Voice):
                 model.go()
-        thread.join(PATIENCE)
+        thread.join(DEADLINE)
         workers.join()
         assert not any(each.is_alive() for each in (thread, *workers._threads))
 
@@ -108,7 +108,7 @@ class Served:
         self.url = f"http://127.0.0.1:{port}/"
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
         connection.request(method, path, body, {"Connection": "close"} | headers)
         return connection.getresponse()  # which closes the connection when it has been read
 
@@ -150,12 +150,7 @@ def text_of(answer: list[dict]) -> str:
 
 def until(condition, each=lambda: None) -> None:
     """Wait until something is so, doing something `each` time it is not yet."""
-    for _ in range(500):
-        if condition():
-            return
-        each()
-        time.sleep(0.02)
-    pytest.fail("it never came")
+    waiting.until(lambda: condition() or each(), "what should become so")
 
 
 # Answers
@@ -447,7 +442,7 @@ def test_two_replicas_answer_two_and_a_third_waits(tokenizer):
 def knock(served: Served) -> socket.socket:
     """Ask over a bare connection."""
     body = json.dumps({"messages": HELLO, "max_tokens": 4096}).encode()
-    connection = socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE)
+    connection = socket.create_connection(("127.0.0.1", served.port), timeout=DEADLINE)
     head = (
         f"POST /chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     )
@@ -553,7 +548,7 @@ def test_fractal_chat_serves_a_folder_until_it_is_interrupted(tmp_path):
         with pytest.raises(Refused, match="choose another --port"):
             server.listen("127.0.0.1", served.port)
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=PATIENCE)
+        rest, _ = process.communicate(timeout=DEADLINE)
         assert process.returncode == 0
         assert "Traceback" not in rest
     finally:
@@ -569,7 +564,7 @@ def look(browser, tmp_path):
     def open_page(served: Served):
         context = browser.new_context(viewport={"width": 900, "height": 700})
         page = context.new_page()
-        page.set_default_timeout(1000 * PATIENCE)
+        page.set_default_timeout(1000 * DEADLINE)
         problems = []
         page.on("pageerror", lambda error: problems.append(error))
         page.on("console", lambda m: m.type == "error" and problems.append(m.text))

@@ -1,10 +1,10 @@
 """The stages of a base folder: what the page says of them."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
+import waiting
 
 from fractal_core import Refused, errands, stages
 
@@ -110,8 +110,7 @@ def test_a_stage_is_run_alone_and_again(tmp_path):
     found = []
     for _ in range(2):
         stages.start(folder, "smoke", "texts")
-        while (errand := errands.last(folder)) is None or errand.process is not None:
-            time.sleep(0.05)
+        errand = waiting.ended(lambda: errands.last(folder))
         found.append((errand.state, stages.progress(folder, "smoke")[0].state))
     assert found == [("done", "done"), ("failed", "failed")]
     assert "already holds shards" in errand.tail()

@@ -20,6 +20,7 @@ import pytest
 import standin
 from standin import heard
 from terminal import fractal
+from waiting import DEADLINE, until, until_gone
 
 from fractal_core import (
     Axis,
@@ -279,9 +280,9 @@ def test_a_server_that_comes_back_is_sent_what_it_missed(store, client, monkeypa
     with duty.lock(store.path):
         follower = threading.Thread(target=lambda: said.append(mirror.follow(store)))
         follower.start()
-        mischief.until(lambda: len(heard("init")) > 1, "a second try")
+        until(lambda: len(heard("init")) > 1, "a second try")
         (client / "mode").unlink()
-        mischief.until(lambda: logged("points_done") and logged("map"), "what it missed")
+        until(lambda: logged("points_done") and logged("map"), "what it missed")
     follower.join()
     assert said == [f"{store.path}: sent to https://example.org/run"]
 
@@ -324,7 +325,7 @@ def test_a_sweep_ends_green_though_the_server_is_down(tmp_path, client):
     store = make(tmp_path / "run")
     (client / "mode").write_text("down")
     with begin(store.path, "run", "--track") as run:
-        _, err = run.communicate(timeout=mischief.DEADLINE)
+        _, err = run.communicate(timeout=DEADLINE)
     assert run.returncode == 0, err
     assert store.missing() == []
     last = err.splitlines()[-1]
@@ -334,7 +335,7 @@ def test_a_sweep_ends_green_though_the_server_is_down(tmp_path, client):
     assert last.endswith(f"`fractal track {store.path}` sends it again")
     (follower,) = {line["process"] for line in heard("init")}
     assert follower != run.pid
-    assert not mischief.alive(follower)
+    until_gone(follower)
     (client / "mode").unlink()
     answer = fractal("track", str(store.path), cwd=tmp_path)
     assert (answer.returncode, answer.stderr) == (0, "")
@@ -348,13 +349,13 @@ def test_a_run_is_mirrored_while_it_goes_on(tmp_path, client):
     last = list(store.units.values())[-1]
     mischief.tell(store, "wait go", last)
     with begin(store.path, "run", "--track") as run:
-        mischief.until(lambda: logged("map"), "a picture")
+        until(lambda: logged("map"), "a picture")
         assert store.missing()
         assert run.poll() is None
         (follower,) = {line["process"] for line in heard()}
         workers = {int(slot["process"]) for slot in mirror.control.progress(store).slots}
         mischief.go(store)
-        _, err = run.communicate(timeout=mischief.DEADLINE)
+        _, err = run.communicate(timeout=DEADLINE)
     assert run.returncode == 0, err
     assert follower not in {run.pid, *workers}
     assert logged("points_done")[-1] == 256
@@ -368,10 +369,10 @@ def test_a_mirror_that_hangs_or_is_killed_is_no_part_of_the_run(tmp_path, client
     (client / "mode").write_text("hangs")
     store = mischief.make(tmp_path / "run", 16, 16)
     with begin(store.path, "run", "--track") as run:
-        mischief.until(lambda: heard("init"), "the mirror")
-        mischief.until(lambda: not store.missing(), "the end of the run")
+        until(lambda: heard("init"), "the mirror")
+        until(lambda: not store.missing(), "the end of the run")
         os.kill(heard("init")[0]["process"], signal.SIGKILL)
-        _, err = run.communicate(timeout=mischief.DEADLINE)
+        _, err = run.communicate(timeout=DEADLINE)
     assert run.returncode == 0, err
     assert "state/track.txt" in err.splitlines()[-1]
 
@@ -384,7 +385,7 @@ def test_a_detached_run_is_mirrored_too(tmp_path, client):
     assert answer.returncode == 0, answer.stderr
     assert "mirrors it, log in" in answer.stdout
     log = store.path / "state" / "track.txt"
-    mischief.until(lambda: "sent to" in log.read_text(), "the mirror's last word")
+    until(lambda: "sent to" in log.read_text(), "the mirror's last word")
     assert store.missing() == []
 
 
@@ -476,7 +477,7 @@ def test_the_client_itself_and_servers_in_every_trouble(tmp_path, monkeypatch):
             store = make(tmp_path / name)
             running.append((store, begin(store.path, "run"), mirror.start(store.path, 3.0)))
         for store, run, follower in running:
-            _, err = run.communicate(timeout=2 * mischief.DEADLINE)
+            _, err = run.communicate(timeout=2 * DEADLINE)
             assert run.returncode == 0, err
             assert store.missing() == []
             last = follower.last_words()

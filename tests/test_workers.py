@@ -16,7 +16,6 @@ import numpy as np
 import psutil
 import pytest
 from mischief import (
-    DEADLINE,
     alive,
     begun,
     born,
@@ -27,6 +26,7 @@ from mischief import (
     tell,
     until,
 )
+from waiting import DEADLINE
 
 from fractal_core import Outcome, Refused, Store, engine, worker
 from fractal_core.agenda import Exit, Order, Policy
