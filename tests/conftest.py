@@ -9,6 +9,9 @@ import psutil
 import pytest
 from hypothesis import settings
 
+# Set in many containers; a thousand processes would each compile all of torch, marimo and pandas.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 
