@@ -6,6 +6,7 @@ put into a stream stays there until somebody waits for it, so that whoever forge
 
 import ctypes
 from collections import deque
+from collections.abc import Sequence
 
 import kernelhost
 import numpy as np
@@ -13,26 +14,41 @@ from cuda.bindings import driver
 
 from fractal_core.kernels.layout import Job, Layout
 
+
+def machine_code(options: Sequence[str]) -> bytes:
+    """What is made of the kernel's text, as a driver may read it: up to a zero."""
+    return " ".join(options).encode()
+
+
 OUT_OF_MEMORY = driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY
 
 
 class Driver:
     """The part of the driver's interface that training needs.
 
-    `log` holds the begin and end of every launch, with its stream; `memory` what is allocated.
+    `log` holds the begin and end of every launch, with its stream; `memory` what is allocated; `clock`
+    the seconds for which the GPU worked.
 
     Args:
-        code: The layout that "modules" are compiled for.
+        choices: The layouts that "modules" are compiled for: `machine_code` of them.
         processors: How many the GPU has.
         allocations: So many succeed.
+        seconds: What a step of a point takes in each layout.
     """
 
     CUdevice_attribute = driver.CUdevice_attribute
     CUfunction_attribute = driver.CUfunction_attribute
     CUevent_flags, CUstream_flags = driver.CUevent_flags, driver.CUstream_flags
 
-    def __init__(self, code: Layout, processors: int = 2, allocations: int = 100):
-        self.library, self.left = kernelhost.built(code), allocations
+    def __init__(
+        self,
+        choices: Sequence[Layout],
+        processors: int = 2,
+        allocations: int = 1000,
+        seconds: Sequence[float] = (1.0, 2.0),
+    ):
+        self.choices, self.left = choices, allocations
+        self.clock, self.seconds = 0.0, seconds
         kinds = driver.CUdevice_attribute
         self.attributes = {
             kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: processors,
@@ -65,10 +81,19 @@ class Driver:
         return (0,)
 
     def cuModuleLoadData(self, place):
-        return 0, "module"
+        return 0, [machine_code(code.constants(True)) for code in self.choices].index(
+            ctypes.string_at(place)
+        )
 
     def cuModuleGetFunction(self, module, name):
-        return 0, getattr(self.library, name.decode())
+        kernel = getattr(kernelhost.built(self.choices[module]), name.decode())
+
+        def launched(job: Job) -> None:
+            kernel(ctypes.byref(job))
+            self.clock += self.seconds[module] * job.points * job.steps
+            self.log.append(("layout", module))
+
+        return 0, launched
 
     def cuFuncSetAttribute(self, function, kind, value):
         return (0,)
@@ -132,7 +157,7 @@ class Driver:
         self.log.append(("launch", stream))
 
         def run():
-            function(ctypes.byref(job))
+            function(job)
             self.log.append(("end", stream))
 
         self.streams[stream].append(run)

@@ -128,7 +128,7 @@ def peak(dtype: str, seconds: float) -> Work:
 def kernel(case: Case, seconds: float, code: Layout | None = None) -> Work:
     """This package's kernel on enough points to fill the card many times, for about `seconds`."""
     problem = case.experiment(50).problem(0)
-    code = code or Layout.of(problem)
+    code = code or cuda.quickest(problem)
     where = tiny.points(16 * cuda.gpu().processors * code.groups)
     hyper = case.experiment(50).hyperparameters(where)
     per_second = take_turns({"kernel": _work(problem, hyper, code)}, 1).median("kernel")
@@ -144,15 +144,15 @@ def _work(problem: Problem, hyper: np.ndarray, code: Layout) -> Work:
 
 
 def layouts(problem: Problem) -> list[Layout]:
-    """The usual layout of a problem, and others that might suit a card better; first more warps."""
-    usual = Layout.of(problem)
-    if usual.width != 16:
-        return [usual]
+    """The layouts of a problem that a card chooses from, and others that it might like better."""
+    choices = Layout.choices(problem)
+    if choices[0].width != 16:
+        return [*choices]
     others = {
-        "float64": [(1, 2, 384), (1, 4, 256), (2, 1, 256)],
-        "float32": [(1, 2, 768), (2, 4, 384), (4, 2, 256)],
-    }[usual.dtype]
-    return [usual, *(replace(usual, units=u, samples=s, threads=t) for u, s, t in others)]
+        "float64": [(1, 4, 256), (2, 1, 256)],
+        "float32": [(2, 4, 384), (4, 2, 256)],
+    }[problem.dtype]
+    return [*choices, *(replace(choices[0], units=u, samples=s, threads=t) for u, s, t in others)]
 
 
 def compiled(case: Case, n: int, steps: int, device: str = "cuda", eager: bool = False) -> Train:

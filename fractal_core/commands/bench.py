@@ -16,6 +16,7 @@ from fractal_core.bench import dim, engine, finetune, machinecode, tiny, zoom
 from fractal_core.commands import Json
 from fractal_core.errors import require_known
 from fractal_core.kernels import cuda
+from fractal_core.kernels.layout import Layout
 
 ZOOM_FIGURES = {
     "preview": "mouse up to preview of the selection, ms",
@@ -109,8 +110,10 @@ def _code(only: tuple[str, ...], as_json: bool) -> None:
         name = "-".join(dataclasses.astuple(case))
         if case.mode != "full" or (only and name not in only):
             continue
-        usual, *others = bench_cuda.layouts(case.experiment(21).problem(0))
-        pairs = [(usual, arch) for arch in machinecode.ARCHS] + [(code, "sm_90") for code in others]
+        problem = case.experiment(21).problem(0)
+        choices, every = Layout.choices(problem), bench_cuda.layouts(problem)
+        pairs = [(code, arch) for code in choices for arch in machinecode.ARCHS]
+        pairs += [(code, "sm_90") for code in every if code not in choices]
         for code, arch in pairs:
             found = machinecode.report(code, arch)
             row = {"case": name, **dataclasses.asdict(found), "warps": found.warps}

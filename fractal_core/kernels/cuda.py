@@ -6,6 +6,9 @@ Triton's float64 products run at half rate and its sums have an order that depen
 numba's CUDA would be one more large package for the same instructions. In C++ every operation can be
 named, which the contract needs, and the text compiles for a processor too, where tests run it.
 
+How a network is laid out over threads changes no bit, so that the card decides: the first time it meets a
+kind of network it trains with each layout for a moment (`quickest`), and keeps which was the quickest.
+
 One launch trains some of a call's points to their ends. In go the hyperparameters, out come five sums, a
 length and the recorded losses of each point. The next launch is under way before that is fetched, so that
 the card does not wait for it.
@@ -18,7 +21,10 @@ import functools
 import hashlib
 import importlib
 import itertools
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +40,9 @@ from fractal_core.storage import storage
 
 OPERATIONS = 2e13
 """Of one launch, at most: seconds on a large GPU. Longer calls are cut, so that they show a pulse."""
+
+TRIAL, TRIALS = 2e11, 5
+"""Operations of a launch that is timed, a hundredth of a second on a large GPU; and how many there are."""
 
 RECORDED = 2**26
 """Losses that one launch keeps, at most: half a gigabyte."""
@@ -82,22 +91,28 @@ def compiled(source: bytes, options: Sequence[str], arch: str) -> Binary:
 
 @functools.cache
 def kept(source: bytes, options: tuple[str, ...], arch: str) -> bytes:
-    """The machine code of `compiled`, from the disk if this compiler has left it there.
+    """The machine code of `compiled`, from the disk if this compiler has left it there."""
+    recipe = source, options, arch, FLAGS
+    return _kept(recipe, lambda: compiled(source, options, arch).code)
+
+
+def _kept(recipe: tuple, make: Callable[[], bytes]) -> bytes:
+    """What was made of a recipe by this compiler, from the disk if it was left there.
 
     In `storage`, under a hash of all that it was made of and behind a hash of itself: what is
-    damaged is compiled again.
+    damaged is made again.
     """
-    recipe = source, options, arch, FLAGS, _module("nvrtc").nvrtcVersion()[1:]
-    name = hashlib.sha256(repr(recipe).encode()).hexdigest()
+    whole = *recipe, _module("nvrtc").nvrtcVersion()[1:]
+    name = hashlib.sha256(repr(whole).encode()).hexdigest()
     files = Files(storage() / "kernels")
     with contextlib.suppress(OSError):
         found = files.get(name)
         if hashlib.sha256(found[32:]).digest() == found[:32]:
             return found[32:]
-    code = compiled(source, options, arch).code
+    made = make()
     with contextlib.suppress(OSError):  # a disk that takes nothing costs every process a second
-        files.put_latest(name, hashlib.sha256(code).digest() + code)
-    return code
+        files.put_latest(name, hashlib.sha256(made).digest() + made)
+    return made
 
 
 def _module(name: str) -> Any:
@@ -145,6 +160,7 @@ class Gpu:
         self.processors: int = found["processors"]
         self.room: int = found["room"]
         self.arch = _arch(found["major"], found["minor"], self.name)
+        self.quickest: dict[tuple, Layout] = {}
         self._functions: dict[tuple[bytes, bytes], Any] = {}
 
     def enter(self) -> None:
@@ -253,11 +269,57 @@ def at_once(problem: Problem, points: int, recorded: int, filling: int) -> int:
         recorded: Losses kept of each.
         filling: Points that the GPU trains at the same time; no launch but the last has fewer.
     """
-    samples, width = problem.inputs.shape
-    batch = 0 if problem.batch_index is None else problem.batch_index.shape[1]
-    each = (samples + batch) * (4.0 * width**2 + 16 * width) * problem.steps
+    each = _operations(problem) * problem.steps
     most = min(OPERATIONS / each, RECORDED / max(recorded, 1), points)
     return max(1, filling, int(most))
+
+
+def _operations(problem: Problem) -> float:
+    """Of a step of one point, about."""
+    samples, width = problem.inputs.shape
+    batch = 0 if problem.batch_index is None else problem.batch_index.shape[1]
+    return (samples + batch) * (4.0 * width**2 + 16 * width)
+
+
+def quickest(problem: Problem) -> Layout:
+    """Of a problem's layouts the one that trains most steps per second on this GPU.
+
+    All give the same bits. It is found once for a kind of GPU and of network, and kept on the disk;
+    if something else disturbs the moment, that costs speed alone.
+
+    Raises:
+        Refused, RuntimeError: As `train`.
+    """
+    choices, here = Layout.choices(problem), gpu()
+    if len(choices) == 1:
+        return choices[0]
+    kind = choices, tuple(code.resident(len(problem.targets), here.room) for code in choices)
+    if kind not in here.quickest:
+        recipe = layout.SOURCE.read_bytes(), FLAGS, kind, here.name, here.processors
+        made = _kept(recipe, lambda: b"%d" % np.argmax(_rates(problem, choices)))
+        here.quickest[kind] = choices[int(made)]
+    return here.quickest[kind]
+
+
+def _rates(problem: Problem, choices: Sequence[Layout]) -> list[float]:
+    """Steps per second of each layout, in turns, on points that move nowhere."""
+    trials = []
+    for code in choices:
+        points = 2 * gpu().processors * code.groups
+        steps = int(np.clip(TRIAL / (points * _operations(problem)), 1, problem.steps))
+        rows = None if problem.batch_index is None else problem.batch_index[:steps]
+        short = replace(problem, steps=steps, window=1, batch_index=rows)
+        trials.append((short, np.zeros((points, 4)), code))
+    turns = []
+    for _ in range(1 + TRIALS):
+        turns.append([_rate(*trial) for trial in trials])
+    return [statistics.median(each) for each in zip(*turns[1:], strict=True)]  # the first compiles
+
+
+def _rate(problem: Problem, hyper: Float64[np.ndarray, "points 4"], code: Layout) -> float:
+    begun = perf_counter()
+    train(problem, hyper, code=code)
+    return problem.steps * len(hyper) / (perf_counter() - begun)
 
 
 def train(
@@ -273,7 +335,7 @@ def train(
         hyper: Learning rate of the input weights and of the output weights, offset added to the
             initial input weights, drift added to the input weights at every step.
         record: Steps whose losses to return, in rising order.
-        code: How the network is laid out over threads, which changes no bit; the usual way if None.
+        code: How the network is laid out over threads, which changes no bit; `quickest` if None.
 
     Raises:
         ValueError: The recorded steps do not rise from 0 to at most `problem.steps` - 1.
@@ -281,7 +343,7 @@ def train(
         RuntimeError: The GPU failed, or has not enough memory.
     """
     steps = rising(problem, record)
-    code = code or Layout.of(problem)
+    code = code or quickest(problem)
     here = gpu()
     here.enter()
     samples = len(problem.targets)

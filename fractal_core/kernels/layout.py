@@ -6,7 +6,7 @@ who computes a sum, never in which order.
 """
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 import numpy as np
@@ -51,13 +51,22 @@ class Layout:
     threads: int
 
     @classmethod
-    def of(cls, problem: Problem) -> "Layout":
-        """The layout for a problem: as many units of a thread as its registers hold.
+    def choices(cls, problem: Problem) -> tuple["Layout", ...]:
+        """The layouts for a problem, without spills all of them; first the one that promises most.
 
-        With one unit a thread more warps would fit, at width 16 in float64 12 instead of 8, in
-        float32 24 instead of 16. But each has half the sums under way and reads as much for half the
-        work, so that on an H100 less is to be expected of them, by 16 and 27 % (`fractal bench code`).
+        That has as many units of a thread as its registers hold. With half of them half as many warps
+        more fit, at width 16 in float64 12 instead of 8, in float32 24 instead of 16. Each has half the
+        sums under way and reads as much for half the work; on an H100 16 and 27 % less are to be
+        expected of them (`fractal bench code`), but another card may think otherwise.
         """
+        most = cls.of(problem)
+        if most.units == 1:
+            return (most,)
+        return most, replace(most, units=most.units // 2, threads=3 * most.threads // 2)
+
+    @classmethod
+    def of(cls, problem: Problem) -> "Layout":
+        """The layout with as many units of a thread as its registers hold."""
         width = len(problem.w2)
         padded = 1 << (width - 1).bit_length()
         units = min(padded, 1 << (HELD // width).bit_length() - 1)
