@@ -211,9 +211,11 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         rows = config.padded_vocab_size
+        # To fill a table that is on no device takes torch seconds, since it loads its compiler.
+        table = torch.empty(rows, config.n_embd)
         self.transformer = nn.ModuleDict(
             {
-                "wte": nn.Embedding(rows, config.n_embd),
+                "wte": nn.Embedding.from_pretrained(table, freeze=False),
                 "h": nn.ModuleList([Block(config, i) for i in range(config.n_layer)]),
             }
         )
@@ -251,6 +253,10 @@ class GPT(nn.Module):
     def fill_rotary_tables(self) -> None:
         """Compute the rotary tables anew, on the model's device; ten times the sequence length."""
         device, half = self.get_device(), self.config.head_dim // 2
+        if device.type == "meta":  # see the embedding
+            shape = (1, 10 * self.config.sequence_len, 1, half)
+            self.cos, self.sin = torch.empty((2, *shape), dtype=torch.bfloat16, device=device)
+            return
         exponent = torch.arange(half, dtype=torch.float32, device=device) * 2 / self.config.head_dim
         positions = torch.arange(10 * self.config.sequence_len, device=device, dtype=torch.float32)
         angle = torch.outer(positions, 1.0 / ROPE_BASE**exponent)[None, :, None, :]

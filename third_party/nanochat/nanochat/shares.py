@@ -5,8 +5,7 @@ All limits are of 95 percent.
 
 import math
 from collections.abc import Sequence
-
-from scipy.stats import binomtest
+from typing import Literal
 
 CONFIDENCE = 0.95
 Z95 = 1.959964
@@ -17,8 +16,7 @@ Limits = tuple[float, float]
 
 def exact_interval(right: int, count: int) -> Limits:
     """Limits of a share of right answers (Clopper and Pearson 1934): exact for a binomial count."""
-    found = binomtest(right, count).proportion_ci(CONFIDENCE, method="exact")
-    return float(found.low), float(found.high)
+    return _exact(right, count, "two-sided")
 
 
 def lower_bound(right: int, count: int) -> float:
@@ -26,8 +24,15 @@ def lower_bound(right: int, count: int) -> float:
 
     One-sided: it exceeds the truth in at most five percent of all cases.
     """
-    found = binomtest(right, count, alternative="greater").proportion_ci(CONFIDENCE, "exact")
-    return float(found.low)
+    return _exact(right, count, "greater")[0]
+
+
+def _exact(right: int, count: int, alternative: Literal["two-sided", "greater"]) -> Limits:
+    # Half a second, and who only looks at a page needs none of it.
+    from scipy.stats import binomtest
+
+    found = binomtest(right, count, alternative=alternative).proportion_ci(CONFIDENCE, "exact")
+    return float(found.low), float(found.high)
 
 
 def interval(mean: float, count: int) -> Limits:
