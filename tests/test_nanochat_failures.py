@@ -22,7 +22,7 @@ STAGES = {
     "base": (base_train, dataclasses.replace(TRAIN, **EVALUATED), "evaluate_bpb", 2, 3),
     "mid": (mid_train, MID, "evaluate_bpb", 2, 3),
     "sft": (chat_sft, dataclasses.replace(TUNE, eval_every=2), "mean_loss", 2, 4),
-    "rl": (chat_rl, RL, "evaluate", 3, 3),
+    "rl": (chat_rl, RL, "evaluate", 3, 4),
 }
 """What is run, with what, by what it evaluates, and which calls of that are between its steps."""
 
@@ -71,6 +71,18 @@ def test_what_fails_at_the_end_is_missing(source, base, monkeypatch):
     failing(monkeypatch, stage, name, last, OSError("gone"))
     figures = stage.main(config)
     assert figures.get("val_bpb", figures.get("val_loss")) in (None, math.inf)
+
+
+def test_what_fails_after_learning_is_missing(base, monkeypatch):
+    """What was learned is there, and what else was measured."""
+    stage, config, name, _, last = STAGES["rl"]
+    failing(monkeypatch, stage, name, last, OSError("gone"))
+    figures = stage.main(config)
+    assert Path(figures["checkpoint"], f"model_{figures['step']:06d}.pt").exists()
+    assert {"reward_before", "learned_reward_after", "learned_gain"} <= figures.keys()
+    assert not {"reward_after", "gain"} & figures.keys()
+    said = "Not measured: mean reward held out at step 4 (gone)."
+    assert any(said in path.read_text() for path in (base / "report").iterdir())
 
 
 def test_what_fails_in_one_process_fails_in_both(base):

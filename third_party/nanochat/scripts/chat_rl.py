@@ -11,6 +11,7 @@ drawn from the weights that learn from them). Ctrl-C saves; `--resume_from_step`
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -295,12 +296,21 @@ class Learning:
     def outcome(self) -> dict[str, Any]:
         """What was gained, with 95 percent limits, and where the checkpoint is."""
         figures: dict[str, Any] = {}
+
+        def tell(prefix: str, when: str, found: dict[str, Any]) -> None:
+            figures[f"{prefix}reward_{when}"] = found["reward"]
+            limits = interval(found["reward"], found["questions"])
+            figures[f"{prefix}reward_{when}_limits"] = limits
+
         for name, prefix in (("held_out", ""), ("learned", "learned_")):
-            before, after = self.before[name], self.measure(name == "learned")
-            figures[f"{prefix}questions"] = count = before["questions"]
-            for when, value in (("before", before["reward"]), ("after", after["reward"])):
-                figures[f"{prefix}reward_{when}"] = value
-                figures[f"{prefix}reward_{when}_limits"] = interval(value, count)
+            before = self.before[name]
+            figures[f"{prefix}questions"] = before["questions"]
+            tell(prefix, "before", before)
+            asked = functools.partial(self.measure, name == "learned")
+            after = self.record.attempt(f"mean reward {name.replace('_', ' ')}", self.step, asked)
+            if after is None:
+                continue
+            tell(prefix, "after", after)
             gain = figures[f"{prefix}gain"] = after["reward"] - before["reward"]
             low, high = gain_interval(before["each"], after["each"])
             figures[f"{prefix}gain_limits"] = low, high
