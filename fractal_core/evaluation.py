@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -331,9 +331,10 @@ def _harness(reader: Reader, tasks: list[str], limit: int | None, folder: Path |
     for task in tasks:
         require_known("task", task, [*BUILT_IN, *manager.all_tasks])
     try:
-        return evaluator.simple_evaluate(
+        found = evaluator.simple_evaluate(
             model=model, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=1000
         )
+        return cast(dict, found)  # it is None in no process but those that help the first
     except Refused:
         raise
     except Exception as error:  # noqa: BLE001 - data sets raise whatever their transport does
