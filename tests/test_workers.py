@@ -16,7 +16,6 @@ import numpy as np
 import psutil
 import pytest
 from mischief import (
-    alive,
     begun,
     born,
     fractal,
@@ -24,9 +23,8 @@ from mischief import (
     run_clean,
     same_answers,
     tell,
-    until,
 )
-from waiting import DEADLINE
+from waiting import DEADLINE, alive, until
 
 from fractal_core import Outcome, Refused, Store, engine, worker
 from fractal_core.agenda import Exit, Order, Policy
