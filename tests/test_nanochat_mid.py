@@ -186,8 +186,12 @@ def test_conversations_about_itself_are_the_same_every_time(base):
 
 
 def test_conversations_about_itself_become_the_file_of_the_mixtures(base):
-    """Once; another one is not written over it."""
+    """Once; another one is not written over it, and whoever asks for no other is content with it."""
     assert write_identity(IdentityConfig(size=30))["conversations"] == 30
     assert len(chat_sft.mixtures(str(base / "identity_conversations.jsonl"))[0]) == 28
+    file = base / "identity_conversations.jsonl"
+    own = file.read_text()
+    assert write_identity(IdentityConfig(size=30)) == write_identity(IdentityConfig())
     with pytest.raises(Refused, match="is there already"):
-        write_identity(IdentityConfig(size=30))
+        write_identity(IdentityConfig(size=30, name="Ada"))
+    assert file.read_text() == own
