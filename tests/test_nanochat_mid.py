@@ -148,6 +148,11 @@ def test_what_does_not_fit_is_refused(base, monkeypatch):
     """Batches that do not add up, and a model that does not fit into memory."""
     with pytest.raises(Refused, match="no multiple of the 64 tokens"):
         mid_train.main(dataclasses.replace(MID, total_batch_size=100))
+    long = {"max_seq_len": 2048, "total_batch_size": 2 * 2048}
+    with pytest.raises(
+        Refused, match="is more than the 640 positions of the model; say --max_seq_len=64"
+    ):
+        mid_train.main(dataclasses.replace(MID, **long))
 
     def fails(*args):
         raise torch.OutOfMemoryError
