@@ -312,10 +312,14 @@ def test_a_run_outlives_its_kernel(fresh_editor, tab, times):
 
 def test_cancel_stops_and_compute_goes_on(app, tab):
     """The process is gone at once, and what it had committed is not touched again."""
+    from playwright.sync_api import expect
+
     store = open_run(app.root / "cancelled")
     with tab(app, "?run=cancelled") as page:
+        assert disabled(page, "cancel")
         press(page, "compute")
         says(page, "status", "^running: [1-9]")
+        expect(page.get_by_role("button", name="compute", exact=True)).to_be_disabled()
         worker = lock_holder(store.path)
         press(page, "cancel")
         says(page, "status", "^stopped: [1-9]")
@@ -347,6 +351,9 @@ def test_two_tabs_that_compute_one_view_start_one_process(app, tab):
         for page in (one, other):
             says(page, "status", "^complete")
             shows(page, picture(store))
+            says(page, "cost", "^this view: computed already")
+            assert disabled(page, "compute")
+            assert disabled(page, "cancel")
     assert sorted(committed(store)) == sorted(store.units)
     events = (store.path / "state" / "events.jsonl").read_text()
     assert events.count('"started"') == 1
