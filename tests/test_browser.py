@@ -425,6 +425,8 @@ def test_hover_click_and_escape(app, tab):
         says(page, "cost", "^this view: ")
         assert shown_region(page) == ends(region)
         assert disabled(page, "zoom in")
+        page.set_viewport_size({"width": 900, "height": 1250})
+        assert page.get_by_placeholder("name this view").bounding_box()["width"] > 100
 
 
 def test_a_zoom_beyond_the_arithmetic_is_refused(app, tab):
