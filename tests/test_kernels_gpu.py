@@ -27,6 +27,7 @@ from fractal_core import PRESETS, Refused, TinyNetworks, machine, pulse, worker
 from fractal_core.bench import cuda as bench_cuda
 from fractal_core.bench import machinecode, tiny
 from fractal_core.commands.bench import bench
+from fractal_core.experiments import GOLDEN
 from fractal_core.kernels import cpu, cuda
 from fractal_core.kernels.contract import TANH
 from fractal_core.kernels.layout import SOURCE, Layout
@@ -404,11 +405,31 @@ def test_one_bit_is_seen():
 
 
 def test_every_condition_is_compared(monkeypatch):
-    """All presets in both precisions, runs that end early among them; the host plays the GPU."""
+    """The golden windows and all presets in both precisions, to the bit; the host plays the GPU."""
     monkeypatch.setattr(bench_cuda.cuda, "train", kernelhost.train)
+    small = {name: replace(window, side=2, steps=21) for name, window in GOLDEN.items()}
+    monkeypatch.setattr(bench_cuda, "GOLDEN", small)
     found = list(bench_cuda.equalities(4, steps=21))
-    assert len(found) == 2 * len(PRESETS)
+    assert [one.name for one in found[: len(GOLDEN)]] == list(GOLDEN)
+    assert len(found) == len(GOLDEN) + 2 * len(PRESETS)
     assert all(one.points == 4 and one.differing == 0 for one in found)
+    assert any(one.ended for one in found)
+
+
+def test_a_bit_on_a_golden_window_is_told(monkeypatch):
+    """A GPU that is wrong in one run of one window is found there, whatever else is equal."""
+
+    def wrong(problem, hyper, record):
+        curves = cpu.train(problem, hyper, record=record)
+        if problem.steps == 22:
+            curves.sum_v[3] = np.nextafter(curves.sum_v[3], 0)
+        return curves
+
+    monkeypatch.setattr(bench_cuda.cuda, "train", wrong)
+    small = {n: replace(w, side=2, steps=21 + (n == "single_tile_96")) for n, w in GOLDEN.items()}
+    monkeypatch.setattr(bench_cuda, "GOLDEN", small)
+    found = bench_cuda.equalities(2, steps=21)
+    assert {one.name: one.differing for one in found if one.differing} == {"single_tile_96": 1}
 
 
 def test_a_worker_is_told_where_to_train(monkeypatch):

@@ -55,8 +55,8 @@ def bench(
         only: Cases of `tiny` and `code`, for example tanh-full-float64, or of `finetune`: training,
             everything; left out, all.
         device: Where `tiny` and `finetune` train: cpu or cuda; each has a language model of its size.
-        check: First compare the bits of `tiny --device cuda` with the CPU's at so many random points
-            of every condition; the exit code is 1 if any differ.
+        check: First compare the bits of `tiny --device cuda` with the CPU's, on the golden windows
+            and at so many random points of every condition; the exit code is 1 if any differ.
         as_json: One JSON object and nothing else.
     """
     if what == "zoom":
