@@ -4,6 +4,7 @@ import functools
 import json
 from dataclasses import replace
 from math import inf
+from types import SimpleNamespace
 
 import fakegpu
 import kernelhost
@@ -26,6 +27,7 @@ from test_kernels import (
 from fractal_core import PRESETS, Refused, TinyNetworks, machine, pulse, worker
 from fractal_core.bench import cuda as bench_cuda
 from fractal_core.bench import machinecode, tiny
+from fractal_core.bench.rounds import Rates
 from fractal_core.commands.bench import bench
 from fractal_core.experiments import GOLDEN
 from fractal_core.kernels import cpu, cuda
@@ -430,6 +432,29 @@ def test_a_bit_on_a_golden_window_is_told(monkeypatch):
     monkeypatch.setattr(bench_cuda, "GOLDEN", small)
     found = bench_cuda.equalities(2, steps=21)
     assert {one.name: one.differing for one in found if one.differing} == {"single_tile_96": 1}
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_contender_that_cannot_take_part_is_named(monkeypatch, capsys, seen):
+    """Its absence is no result: one line says why and what adds it, and the JSON says it too."""
+    took_part = []
+
+    def take_turns(contenders, rounds):
+        took_part.append(set(contenders))
+        return Rates({name: [1.0] for name in contenders})
+
+    monkeypatch.setattr(bench_cuda, "jax_sees_a_gpu", lambda: seen)
+    monkeypatch.setattr(bench_cuda, "take_turns", take_turns)
+    for module, name in [(bench_cuda, "kernel"), (bench_cuda, "peak"), (tiny, "kernel")]:
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(tiny, "sized", lambda *_: None)
+    monkeypatch.setattr(cuda, "gpu", lambda: SimpleNamespace(name="played"))
+    assert bench("tiny", device="cuda", only=("tanh-full-float64",), as_json=True) == 0
+    told = capsys.readouterr()
+    report = json.loads(told.out)
+    assert ("vmap" in took_part[0]) == ("vmap" in report["cases"][0]["times_faster"]) == seen
+    assert report["left_out"].keys() == (set() if seen else {"vmap"})
+    assert told.err.count("jax[cuda13]") == (not seen)
 
 
 def test_a_worker_is_told_where_to_train(monkeypatch):

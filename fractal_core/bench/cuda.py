@@ -235,7 +235,7 @@ class Result(tiny.Result):
 
 
 def measure(case: Case, rounds: int, seconds: float) -> Result:
-    """All contenders on one case, each turn taking about `seconds`; JAX only if it sees the GPU."""
+    """All contenders on one case but those of `left_out`, each turn taking about `seconds`."""
     problem = case.experiment(50).problem(0)
     contenders = {
         "kernel": kernel(case, seconds),
@@ -243,7 +243,7 @@ def measure(case: Case, rounds: int, seconds: float) -> Result:
         "compiled": tiny.sized(lambda n: compiled(case, AT_ONCE["compiled"], n), seconds),
         "peak": peak(case.dtype, seconds),
     }
-    if jax_sees_a_gpu():
+    if "vmap" not in left_out():
         contenders["vmap"] = tiny.sized(lambda n: tiny.paper(case, AT_ONCE["vmap"], n), seconds)
     rates = take_turns(contenders, rounds)
     others = {
@@ -253,6 +253,17 @@ def measure(case: Case, rounds: int, seconds: float) -> Result:
         for code in layouts(problem)
     }
     return Result(case, rates, tiny.flops(problem), others)
+
+
+def left_out() -> dict[str, str]:
+    """Contenders that cannot take part here, each with the reason and the remedy."""
+    if jax_sees_a_gpu():
+        return {}
+    # The extra `bench` has a JAX for processors; CUDA 13 is that of torch and NVRTC.
+    return {
+        "vmap": "JAX sees no GPU here, so jit(vmap(step)) is left out; "
+        "`uv run --with 'jax[cuda13]' fractal bench ...` adds it"
+    }
 
 
 def jax_sees_a_gpu() -> bool:
