@@ -34,6 +34,7 @@ class Driver:
         processors: How many the GPU has.
         allocations: So many succeed.
         seconds: What a step of a point takes in each layout.
+        loading: What it answers to machine code.
     """
 
     CUdevice_attribute = driver.CUdevice_attribute
@@ -46,9 +47,11 @@ class Driver:
         processors: int = 2,
         allocations: int = 1000,
         seconds: Sequence[float] = (1.0, 2.0),
+        loading: driver.CUresult = driver.CUresult.CUDA_SUCCESS,
     ):
         self.choices, self.left = choices, allocations
         self.clock, self.seconds = 0.0, seconds
+        self.loading = loading
         kinds = driver.CUdevice_attribute
         self.attributes = {
             kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: processors,
@@ -81,6 +84,8 @@ class Driver:
         return (0,)
 
     def cuModuleLoadData(self, place):
+        if int(self.loading):
+            return self.loading, None
         return 0, [machine_code(code.constants(True)) for code in self.choices].index(
             ctypes.string_at(place)
         )

@@ -11,6 +11,7 @@ import kernelhost
 import numpy as np
 import pytest
 from cuda.bindings import nvrtc
+from cuda.bindings.driver import CUresult
 from fakegpu import machine_code
 from test_contract import DIGESTS, digest, windows
 from test_kernels import (
@@ -221,6 +222,24 @@ def test_a_full_gpu_is_out_of_memory_and_gives_all_back(played):
         with pytest.raises(RuntimeError, match="OUT OF MEMORY") as raised:
             played(problem, points_of(100), allocations=allocations)
         assert worker.code_of(raised.value) == worker.MEMORY
+
+
+@pytest.mark.parametrize("why", cuda.UNREADABLE)
+def test_a_driver_that_is_too_old_is_refused(played, why):
+    """In one sentence that says what to do; a worker hands it on, and does not try again."""
+    answer = getattr(CUresult, f"CUDA_ERROR_{why}")
+    with pytest.raises(Refused, match=r"update the driver; `--devices cpu`") as raised:
+        played(problem_of(width=16, samples=5, steps=8), points_of(1), loading=answer)
+    assert worker.code_of(raised.value) == worker.WRONG
+    assert worker.in_words(raised.value) == str(raised.value)
+
+
+@pytest.mark.parametrize("why", ["OUT_OF_MEMORY", "ILLEGAL_ADDRESS"])
+def test_other_trouble_with_machine_code_is_no_refusal(played, why):
+    """It has nothing to do with the driver's age."""
+    answer = getattr(CUresult, f"CUDA_ERROR_{why}")
+    with pytest.raises(RuntimeError, match=why.replace("_", " ")):
+        played(problem_of(width=16, samples=5, steps=8), points_of(1), loading=answer)
 
 
 @pytest.mark.parametrize("seconds", [(1.0, 2.0), (2.0, 1.0)])

@@ -55,6 +55,12 @@ FLAGS = ("--std=c++17", "--fmad=false", "--ptxas-options=-v")
 
 ELSEWHERE = "; `--devices cpu` trains to the same bits without it"
 
+UNREADABLE = (
+    *("INVALID_IMAGE", "INVALID_SOURCE", "INVALID_PTX", "NO_BINARY_FOR_GPU"),
+    *("UNSUPPORTED_PTX_VERSION", "JIT_COMPILER_NOT_FOUND", "JIT_COMPILATION_DISABLED"),
+)
+"""What a driver answers to machine code of a compiler that is newer than it."""
+
 
 class Binary(NamedTuple):
     """Machine code for one kind of GPU, and what the assembler said about it."""
@@ -168,11 +174,21 @@ class Gpu:
         _checked(self.driver.cuCtxSetCurrent(self._context))
 
     def function(self, code: bytes, name: bytes, shared: int) -> Any:
-        """A kernel of some machine code, allowed so many bytes of shared memory."""
+        """A kernel of some machine code, allowed so many bytes of shared memory.
+
+        Raises:
+            Refused: The driver cannot read the code.
+        """
         if (code, name) not in self._functions:
             image = np.frombuffer(code, np.uint8)
-            module = _checked(self.driver.cuModuleLoadData(image.ctypes.data))
-            found = _checked(self.driver.cuModuleGetFunction(module, name))
+            answer = self.driver.cuModuleLoadData(image.ctypes.data)
+            if int(answer[0]) and answer[0].name.removeprefix("CUDA_ERROR_") in UNREADABLE:
+                version = ".".join(map(str, _module("nvrtc").nvrtcVersion()[1:]))
+                raise Refused(
+                    f"the driver of the {self.name} cannot read what NVRTC {version} compiles: "
+                    f"update the driver{ELSEWHERE}"
+                )
+            found = _checked(self.driver.cuModuleGetFunction(_checked(answer), name))
             self._functions[code, name] = found
         function = self._functions[code, name]
         most = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -339,7 +355,8 @@ def train(
 
     Raises:
         ValueError: The recorded steps do not rise from 0 to at most `problem.steps` - 1.
-        Refused: There is no GPU that could be used, or NVIDIA's packages are missing.
+        Refused: There is no GPU that could be used, its driver is older than the compiler, or
+            NVIDIA's packages are missing.
         RuntimeError: The GPU failed, or has not enough memory.
     """
     steps = rising(problem, record)
