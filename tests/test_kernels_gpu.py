@@ -256,6 +256,23 @@ def test_the_card_chooses_the_layout(played, store_folder, seconds):
         assert set(used[4 * trials :]) == {best}
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_layouts_are_timed_on_runs_of_full_length(
+    played, monkeypatch, store_folder, activation, dtype
+):
+    """No two of them have the same weights, and none ends before its last step."""
+    trials, timed = [], cuda._rate
+    monkeypatch.setattr(cuda, "_rate", lambda *trial: trials.append(trial) or timed(*trial))
+    whole = problem_of(activation, dtype, width=16, samples=5, steps=40)
+    played(replace(whole, ceiling=1e12), points_of(3), choose=True)
+    assert len(trials) == 2 * (1 + cuda.TRIALS)
+    for problem, hyper, _ in trials[:2]:
+        assert len(np.unique(hyper[:, 2])) == len(hyper)
+        assert (cpu.train(problem, hyper).steps == problem.steps).all()
+        assert problem.steps > 1
+
+
 # Its machine code
 
 CHAINED = [("float64", "double", "__fma_rn", 8), ("float32", "float", "__fmaf_rn", 4)]

@@ -301,7 +301,8 @@ def quickest(problem: Problem) -> Layout:
     """Of a problem's layouts the one that trains most steps per second on this GPU.
 
     All give the same bits. It is found once for a kind of GPU and of network, and kept on the disk;
-    if something else disturbs the moment, that costs speed alone.
+    if something else disturbs the moment, that costs speed alone. Without the folder `kernels` in the
+    storage folder it is measured anew.
 
     Raises:
         Refused, RuntimeError: As `train`.
@@ -318,14 +319,20 @@ def quickest(problem: Problem) -> Layout:
 
 
 def _rates(problem: Problem, choices: Sequence[Layout]) -> list[float]:
-    """Steps per second of each layout, in turns, on points that move nowhere."""
+    """Steps per second of each layout, in turns, on points that move nowhere and so never end.
+
+    Each has weights of its own: those that share a warp would else read the same entries of tanh's
+    table, and not get in each other's way as they do in earnest.
+    """
     trials = []
     for code in choices:
         points = 2 * gpu().processors * code.groups
         steps = int(np.clip(TRIAL / (points * _operations(problem)), 1, problem.steps))
         rows = None if problem.batch_index is None else problem.batch_index[:steps]
         short = replace(problem, steps=steps, window=1, batch_index=rows)
-        trials.append((short, np.zeros((points, 4)), code))
+        hyper = np.zeros((points, 4))
+        hyper[:, 2] = np.random.default_rng(0).normal(0, 0.1, points)
+        trials.append((short, hyper, code))
     turns = []
     for _ in range(1 + TRIALS):
         turns.append([_rate(*trial) for trial in trials])
