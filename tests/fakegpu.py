@@ -27,7 +27,7 @@ class Driver:
     """The part of the driver's interface that training needs.
 
     `log` holds the begin and end of every launch, with its stream; `memory` what is allocated; `clock`
-    the seconds for which the GPU worked.
+    the seconds for which the GPU worked, or for which it was asked whether it had.
 
     Args:
         choices: The layouts that "modules" are compiled for: `machine_code` of them.
@@ -35,6 +35,7 @@ class Driver:
         allocations: So many succeed.
         seconds: What a step of a point takes in each layout.
         loading: What it answers to machine code.
+        unready: So often it answers, a second later each time, that work has not ended.
     """
 
     CUdevice_attribute = driver.CUdevice_attribute
@@ -48,10 +49,11 @@ class Driver:
         allocations: int = 1000,
         seconds: Sequence[float] = (1.0, 2.0),
         loading: driver.CUresult = driver.CUresult.CUDA_SUCCESS,
+        unready: int = 0,
     ):
         self.choices, self.left = choices, allocations
         self.clock, self.seconds = 0.0, seconds
-        self.loading = loading
+        self.loading, self.unready = loading, unready
         kinds = driver.CUdevice_attribute
         self.attributes = {
             kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: processors,
@@ -140,6 +142,13 @@ class Driver:
         self.events[event] = stream
         self.streams[stream].append(event)
         return (0,)
+
+    def cuEventQuery(self, event):
+        if self.unready:
+            self.unready -= 1
+            self.clock += 1
+            return (driver.CUresult.CUDA_ERROR_NOT_READY,)
+        return self.cuEventSynchronize(event)
 
     def cuEventSynchronize(self, event):
         self._work(self.events[event], event)

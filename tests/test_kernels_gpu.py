@@ -183,6 +183,7 @@ def played(monkeypatch):
         monkeypatch.setattr(cuda, "gpu", functools.cache(cuda.Gpu))
         monkeypatch.setattr(cuda, "OPERATIONS", 1)
         monkeypatch.setattr(cuda, "perf_counter", lambda: fake.clock)
+        monkeypatch.setattr(cuda, "sleep", lambda seconds: None)
         try:
             return fake, cuda.train(problem, hyper, record, None if choose else choices[0])
         finally:
@@ -213,6 +214,47 @@ def test_the_gpu_goes_on_while_results_are_fetched(played):
     assert first != second
     assert log[:4] == ["launch a", "launch b", "end a", "launch a"]
     assert log[4:] == ["end b", "launch b", "end a", "launch a", "end b", "end a"]
+
+
+@pytest.mark.parametrize(("needed", "signs"), [(0, 0), (59, 0), (100, 1), (599, 9), (10**5, 9)])
+def test_a_long_launch_shows_signs_of_progress(played, monkeypatch, needed, signs):
+    """One a minute, but not for longer than the 600 s that it may honestly take."""
+    problem = problem_of(width=16, samples=5, steps=8)
+    usual = cuda.at_most(problem, 1, 1, Layout.of(problem).lanes)
+    monkeypatch.setattr(cuda, "PACE", cuda.PACE * usual / 600)
+    before = pulse.ticks()
+    driver, found = played(problem, points_of(40), unready=needed)
+    assert pulse.ticks() - before == signs + 1  # and the end
+    assert driver.unready == max(0, needed - 600)
+    assert_same(found, cpu.train(problem, points_of(40)))
+
+
+def test_a_failed_launch_ends_the_waiting(played, monkeypatch):
+    """What the driver says of a launch is heard at once, however long that might have taken."""
+    illegal, asked = (CUresult.CUDA_ERROR_ILLEGAL_ADDRESS,), []
+
+    def query(driver, event):
+        asked.append(event)
+        driver.clock += 1
+        return illegal
+
+    monkeypatch.setattr(cuda, "PACE", 1.0)
+    monkeypatch.setattr(fakegpu.Driver, "cuEventQuery", query)
+    monkeypatch.setattr(
+        fakegpu.Driver, "cuEventSynchronize", lambda driver, event: illegal if asked else (0,)
+    )
+    with pytest.raises(RuntimeError, match="ILLEGAL ADDRESS"):
+        played(problem_of(width=16, samples=5, steps=8), points_of(1))
+    assert len(asked) == 1
+
+
+def test_a_launch_may_take_as_long_as_a_slow_card_would():
+    """Of long runs it fills the card at least, which may take hours; of usual ones, minutes."""
+    problem = problem_of(width=16, samples=272, steps=500)
+    assert cuda.at_most(problem, 4001, 4000, 8) == 2 * cuda.at_most(problem, 1, 4000, 8)
+    usual = cuda.at_once(problem, 10**6, 0, 4000)
+    assert 60 < cuda.at_most(problem, usual, 4000, 8) < 300
+    assert cuda.at_most(replace(problem, steps=10**7), 4000, 4000, 8) > 3600
 
 
 def test_a_full_gpu_is_out_of_memory_and_gives_all_back(played):

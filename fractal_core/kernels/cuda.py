@@ -24,7 +24,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,15 @@ from fractal_core.storage import storage
 
 OPERATIONS = 2e13
 """Of one launch, at most: seconds on a large GPU. Longer calls are cut, so that they show a pulse."""
+
+PACE = 3e6
+"""Operations per second of a thread on a slow card: an eighth of a full T4's peak in float64."""
+
+SIGN = 60.0
+"""Seconds that a launch is waited for between signs of progress; one that takes less shows none."""
+
+ASKING = 0.002
+"""Seconds between questions whether a launch has ended: the other one keeps the card busy."""
 
 TRIAL, TRIALS = 2e11, 5
 """Operations of a launch that is timed, a hundredth of a second on a large GPU; and how many there are."""
@@ -257,19 +266,37 @@ class Stream:
             )
         )
 
-    def fetch(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Wait for all that was asked for, and copy these back."""
+    def fetch(self, arrays: Mapping[str, np.ndarray], most: float) -> None:
+        """Wait for all that was asked for, as `wait`, and copy these back."""
         copy = self._driver.cuMemcpyDtoHAsync
-        self.wait()  # a copy would keep this processor busy until its turn comes
+        self.wait(most)  # a copy would keep this processor busy until its turn comes
         for name, array in arrays.items():
             if array.nbytes:
                 _checked(copy(array.ctypes.data, self.places[name], array.nbytes, self._stream))
         self.wait()
 
-    def wait(self) -> None:
-        """Wait until all that was asked for has happened."""
+    def wait(self, most: float = 0.0) -> None:
+        """Wait until all that was asked for has happened.
+
+        A launch of very long runs tells nothing before the first of them ends, so that it is a sign of
+        progress that the driver knows it to be under way. But that is true of one that hangs as well:
+        after so many seconds there are no more signs, and whoever watches ends it.
+
+        Args:
+            most: Seconds that it may honestly take.
+        """
         _checked(self._driver.cuEventRecord(self._done, self._stream))
+        begun = shown = perf_counter()
+        while most > SIGN and self._under_way() and (now := perf_counter()) < begun + most:
+            if now >= shown + SIGN:
+                pulse.tick()
+                shown = now
+            sleep(ASKING)
         _checked(self._driver.cuEventSynchronize(self._done))
+
+    def _under_way(self) -> bool:
+        (answer,) = self._driver.cuEventQuery(self._done)
+        return bool(int(answer)) and answer.name == "CUDA_ERROR_NOT_READY"
 
 
 gpu = functools.cache(Gpu)
@@ -288,6 +315,11 @@ def at_once(problem: Problem, points: int, recorded: int, filling: int) -> int:
     each = _operations(problem) * problem.steps
     most = min(OPERATIONS / each, RECORDED / max(recorded, 1), points)
     return max(1, filling, int(most))
+
+
+def at_most(problem: Problem, points: int, filling: int, lanes: int) -> float:
+    """Seconds that a launch of `at_once` takes on a slow card if every run makes all its steps."""
+    return -(-points // filling) * _operations(problem) * problem.steps / (lanes * PACE)
 
 
 def _operations(problem: Problem) -> float:
@@ -375,7 +407,8 @@ def train(
     shared = code.shared(samples if resident else 0)
     machine_code = kept(layout.SOURCE.read_bytes(), code.constants(resident), here.arch)
     function = here.function(machine_code, b"train", shared)
-    size = at_once(problem, len(hyper), len(steps), here.processors * code.groups)
+    filling = here.processors * code.groups
+    size = at_once(problem, len(hyper), len(steps), filling)
     parts = [slice(first, first + size) for first in range(0, len(hyper), size)]
     every = layout.shared_arrays(problem, code, steps)
     points = layout.point_arrays(problem, hyper, len(steps))
@@ -394,7 +427,8 @@ def train(
         stream.launch(function, here.processors, code.threads, shared, told)
 
     def finish(stream: Stream, part: slice) -> None:
-        stream.fetch(some(part, "scores", "ends", "losses"))
+        found = some(part, "scores", "ends", "losses")
+        stream.fetch(found, at_most(problem, len(found["ends"]), filling, code.lanes))
         pulse.tick()
 
     with contextlib.ExitStack() as held:
