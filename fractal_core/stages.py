@@ -240,22 +240,31 @@ def command(folder: Path, size: str) -> list[str]:
 
 
 def again(folder: Path, size: str, stage: str) -> None:
-    """Run one stage here, whether or not it is complete.
+    """Run one stage here: from its start if it was complete, else on from what it saved.
+
+    The checkpoints of one that was complete are set aside, under a name with a number. What comes
+    after it is as it was, until it is done again, too.
 
     Raises:
-        Refused: There is no such stage, or it failed.
+        Refused: There is no such stage, it failed, or the folder is worked in.
         KeyboardInterrupt: It was asked to stop; the same goes on.
     """
     from nanochat import common
+    from nanochat.report import get_report
     from scripts import speedrun, tiny
 
     named = {one.name: one for one in plan(size)}
     require_known("stage", stage, named)
     with tiny.base_folder(str(folder)), as_ours(common.Refused):
         folder.mkdir(parents=True, exist_ok=True)
-        record = speedrun.Record(folder)
-        record.done.pop(stage, None)
-        speedrun.perform([named[stage]], record, max(1, len(machine.gpus())))
+        speedrun.spare_threads(size)
+        with speedrun.only_one(folder) as lock:
+            record = speedrun.Record(folder)
+            if record.forget(named[stage]) and named[stage].source:
+                speedrun.set_aside(folder, named[stage])
+            speedrun.perform([named[stage]], record, max(1, len(machine.gpus())), lock)
+            if report(folder) is not None:
+                get_report().generate()
 
 
 def _alone(folder: Path, size: str, stage: str) -> tuple[str, ...]:

@@ -14,12 +14,19 @@ PLAN = {0: (3, signal.SIGTERM), 1: (4, signal.SIGKILL)}
 class Stage:
     """A stage in a process of its own that need not import anything; its steps are written down."""
 
-    def __init__(self, command: Sequence[str], start_new_session: bool, env: dict[str, str]):
+    def __init__(
+        self,
+        command: Sequence[str],
+        start_new_session: bool,
+        env: dict[str, str],
+        pass_fds: Sequence[int],
+    ):
         # Not a copy of this process, in which other tests have begun threads.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch._dynamo", "scripts.speedrun"])
         self.process = context.Process(target=act, args=(command[2], list(command[3:]), dict(env)))
         self.process.start()
+        self.pid = self.process.pid
 
     def wait(self) -> int:
         """Its exit code."""

@@ -120,8 +120,12 @@ def test_the_built_in_corpus_becomes_shards(base, capsys):
     assert corpus.digest(corpus.documents(40))[:16] in capsys.readouterr().out
     read = [*dataset.parquets_iter_batched("train"), *dataset.parquets_iter_batched("val")]
     assert list(itertools.chain(*read)) == corpus.documents(40)
-    with pytest.raises(Refused, match="already holds shards"):
+    before = {path: path.stat().st_mtime_ns for path in (base / "base_data").iterdir()}
+    assert dataset.main(dataset.Config(builtin=40)) == {"shards": 4, "documents": 40}
+    assert "are there already" in capsys.readouterr().out
+    with pytest.raises(Refused, match="already holds other shards"):
         dataset.main(dataset.Config(builtin=8))
+    assert before == {path: path.stat().st_mtime_ns for path in (base / "base_data").iterdir()}
 
 
 class Shelf(http.server.BaseHTTPRequestHandler):

@@ -1,5 +1,6 @@
 """Programs that a model wrote: what they may do, and every way out that we could think of."""
 
+import errno
 import os
 import shutil
 import socket
@@ -8,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from nanochat import execution
+from nanochat import execution, jail
 from nanochat.common import Refused
 from nanochat.execution import Limits, _run, execute_code
 from waiting import DEADLINE, until
@@ -45,7 +46,7 @@ def outcome(act):
 def outcomes(*acts: str, timeout: float = 10.0) -> list[str]:
     """What came of each expression, inside."""
     lines = "\n".join(f"print(outcome(lambda: {act}))" for act in acts)
-    imports = "import ctypes, os, signal, socket, sys\nlibc = ctypes.CDLL(None)\n"
+    imports = "import ctypes, os, signal, socket, sys\nlibc = ctypes.CDLL(None, use_errno=True)\n"
     imports += "clone = {'x86_64': 56, 'aarch64': 220}[os.uname().machine]\n"
     imports += "CLONE = lambda flags: libc.syscall(clone, flags, 0, 0, 0, 0)\n"
     result = execute_code(imports + OUTCOME + lines, timeout=timeout)
@@ -320,6 +321,16 @@ def test_no_other_process_is_seen_or_signalled():
     assert said[3:] == ["did it: -1"] * 3
     result = execute_code("import os, signal\nos.kill(-1, signal.SIGKILL)")
     assert "ProcessLookupError" in str(result.error)  # there was none to kill
+
+
+@contained
+@pytest.mark.parametrize("name", jail.DENIED)
+def test_what_no_answer_needs_of_the_kernel_is_denied(name):
+    """Not even asked for nothing: an error of another number would mean that it was heard."""
+    number = jail.DENIED[name][os.uname().machine]
+    zeros = ", ".join(["0"] * 6)
+    (said,) = outcomes(f"(libc.syscall({number}, {zeros}), ctypes.get_errno())")
+    assert said == f"did it: (-1, {errno.EPERM})"
 
 
 @contained

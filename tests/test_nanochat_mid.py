@@ -148,6 +148,11 @@ def test_what_does_not_fit_is_refused(base, monkeypatch):
     """Batches that do not add up, and a model that does not fit into memory."""
     with pytest.raises(Refused, match="no multiple of the 64 tokens"):
         mid_train.main(dataclasses.replace(MID, total_batch_size=100))
+    long = {"max_seq_len": 2048, "total_batch_size": 2 * 2048}
+    with pytest.raises(
+        Refused, match="is more than the 640 positions of the model; say --max_seq_len=64"
+    ):
+        mid_train.main(dataclasses.replace(MID, **long))
 
     def fails(*args):
         raise torch.OutOfMemoryError
@@ -186,8 +191,12 @@ def test_conversations_about_itself_are_the_same_every_time(base):
 
 
 def test_conversations_about_itself_become_the_file_of_the_mixtures(base):
-    """Once; another one is not written over it."""
+    """Once; another one is not written over it, and whoever asks for no other is content with it."""
     assert write_identity(IdentityConfig(size=30))["conversations"] == 30
     assert len(chat_sft.mixtures(str(base / "identity_conversations.jsonl"))[0]) == 28
+    file = base / "identity_conversations.jsonl"
+    own = file.read_text()
+    assert write_identity(IdentityConfig(size=30)) == write_identity(IdentityConfig())
     with pytest.raises(Refused, match="is there already"):
-        write_identity(IdentityConfig(size=30))
+        write_identity(IdentityConfig(size=30, name="Ada"))
+    assert file.read_text() == own

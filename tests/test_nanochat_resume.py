@@ -3,11 +3,14 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import stagefork
 import torch
 from nanochat.checkpoint_manager import FOLDERS, find_steps
 from scripts import speedrun
 from stagebase import weights
+
+from fractal_core import stages
 
 
 def finished(base: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -19,17 +22,30 @@ def finished(base: Path) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
-def test_every_stage_goes_on_from_what_it_saved(tmp_path, monkeypatch):
-    """None of them from its start, and the end is the same to the bit."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "WANDB_RUN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(speedrun, "subprocess", SimpleNamespace(Popen=stagefork.Stage))
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """To the bit."""
+    assert one.keys() == other.keys()
+    return all(torch.equal(weight, other[key]) for key, weight in one.items())
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A folder with all stages that learn."""
     learning = [stage for stage in speedrun.stages_of("smoke") if "eval" not in stage.module]
-    monkeypatch.setattr(speedrun, "stages_of", lambda size: learning)
-    straight = tmp_path / "straight"
-    speedrun.main(speedrun.Config(size="smoke", base_dir=str(straight)))
+    folder = tmp_path_factory.mktemp("all") / "straight"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "WANDB_RUN"):
+            patch.delenv(name, raising=False)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.chdir(folder.parent)
+        patch.setattr(speedrun, "subprocess", SimpleNamespace(Popen=stagefork.Stage))
+        patch.setattr(speedrun, "stages_of", lambda size: learning)
+        speedrun.main(speedrun.Config(size="smoke", base_dir=str(folder)))
+        yield folder
+
+
+def test_every_stage_goes_on_from_what_it_saved(straight, tmp_path):
+    """None of them from its start, and the end is the same to the bit."""
     troubled = tmp_path / "troubled"
     (troubled / "steps").mkdir(parents=True)
     ends = []
@@ -51,6 +67,19 @@ def test_every_stage_goes_on_from_what_it_saved(tmp_path, monkeypatch):
         "chat_rl": [3, 4, 5],  # its step four is the one after which it saves
     }
     expected, found = finished(straight), finished(troubled)
-    for stage in FOLDERS:
-        assert expected[stage].keys() == found[stage].keys()
-        assert all(torch.equal(w, found[stage][key]) for key, w in expected[stage].items()), stage
+    assert all(same(expected[stage], found[stage]) for stage in FOLDERS)
+
+
+def test_a_stage_is_done_again_from_its_start(straight):
+    """The same again if what it begins from is the same; what there was is kept."""
+    before, kept = finished(straight), straight / "chatsft_checkpoints.1" / "d2"
+    stages.again(straight, "smoke", "sft")
+    assert same(finished(straight)["sft"], before["sft"])
+    assert same(weights(kept, find_steps(kept)[-1]), before["sft"])
+    (folder,) = (straight / "mid_checkpoints").iterdir()
+    changed = folder / f"model_{find_steps(folder)[-1]:06d}.pt"
+    torch.save({key: 1.01 * weight for key, weight in before["mid"].items()}, changed)
+    card = (straight / "report" / "report.md").read_text()
+    stages.again(straight, "smoke", "sft")
+    assert not same(finished(straight)["sft"], before["sft"])
+    assert (straight / "report" / "report.md").read_text() != card

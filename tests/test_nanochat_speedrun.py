@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from nanochat.checkpoint_manager import FOLDERS
 from nanochat.cli import config_from
@@ -24,7 +26,8 @@ from scripts import (
     speedrun,
     tok_train,
 )
-from scripts.speedrun import Record, Stage, perform, resumed, stages_of
+from scripts.speedrun import Record, Stage, resumed, stages_of
+from waiting import until, until_gone
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +49,11 @@ def scripted(monkeypatch, programs: dict[str, str]) -> None:
         "command",
         lambda self, gpus: [sys.executable, "-c", note + programs[self.name], *self.flags],
     )
+
+
+def perform(stages: list[Stage], record: Record, gpus: int) -> None:
+    with speedrun.only_one(record.path.parent) as lock:
+        speedrun.perform(stages, record, gpus, lock)
 
 
 def notes() -> list[str]:
@@ -136,6 +144,47 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     with speedrun.only_one(tmp_path / "one"), pytest.raises(Refused, match="another run works"):
         speedrun.main(speedrun.Config(size="smoke", base_dir=str(tmp_path / "one")))
     assert not (tmp_path / "one" / "speedrun.json").exists()
+
+
+def test_what_a_killed_run_leaves_behind_keeps_others_out(tmp_path):
+    """A stage that still trains; when it has ended, the same command goes on."""
+    folder = tmp_path / "one"
+    folder.mkdir()
+    stage = "import time; open('begun', 'w').close(); time.sleep(600)"
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom scripts import speedrun\n"
+        f"speedrun.Stage.command = lambda *_: [sys.executable, '-c', {stage!r}]\n"
+        f"folder = Path({str(folder)!r})\n"
+        "with speedrun.only_one(folder) as lock:\n"
+        "    speedrun.perform([speedrun.Stage('a', 'm')], speedrun.Record(folder), 1, lock)\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", program])
+    until((tmp_path / "begun").exists, "the stage")
+    (left,) = (child.pid for child in psutil.Process(run.pid).children())
+    run.kill()
+    run.wait()
+    refused = pytest.raises(Refused, match=f"another run works in .*, process {left}; ")
+    with refused, speedrun.only_one(folder):
+        pass
+    os.kill(left, signal.SIGKILL)
+    until_gone(left)
+    with speedrun.only_one(folder):
+        assert speedrun.Record(folder).done == {}
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+@pytest.mark.parametrize(("error", "end"), [("Refused", Refused), ("Unavailable", SystemExit)])
+def test_what_may_go_well_another_time_is_no_refusal(base, monkeypatch, gpus, error, end):
+    """Also where torchrun ends with a code of its own."""
+    (base / "fails.py").write_text(
+        "import sys\nfrom dataclasses import dataclass\nfrom nanochat import cli, common\n"
+        "@dataclass(frozen=True)\nclass Config:\n    x: int = 0\n"
+        f"def main(config):\n    raise common.{error}('so it is')\n"
+        "if __name__ == '__main__':\n    sys.exit(cli.run(main, Config))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(base))
+    with pytest.raises(end, match="the stage a"):
+        perform([Stage("a", "fails", parallel=True)], Record(base), gpus)
 
 
 def test_a_complete_stage_is_not_done_again(base, monkeypatch):

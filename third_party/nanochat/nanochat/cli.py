@@ -9,13 +9,15 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import os
 import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
-from nanochat.common import Refused, compute_cleanup
+from nanochat.common import Refused, Unavailable, compute_cleanup
 
 C = TypeVar("C")
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -57,19 +59,28 @@ def config_from(kind: type[C], argv: Sequence[str] | None = None) -> C:
     return kind(**given)
 
 
-REFUSED = 2
-"""The exit code of what would be refused again."""
+REFUSED, TEMPORARY = 2, 75
+"""The exit codes of what would be refused again, and of what may go well another time."""
+
+VERDICT = "NANOCHAT_VERDICT"
+"""The variable that names a file for the exit code of a refusal: torchrun ends with one of its own."""
 
 
 def run(main: Callable[[C], object], kind: type[C], argv: Sequence[str] | None = None) -> int:
-    """Call `main` with the flags; the exit code: 2 after a refusal, 130 after an interruption."""
+    """Call `main` with the flags; the exit code.
+
+    0, 2 after a refusal, 75 if what is elsewhere could not be had, 130 after an interruption.
+    """
     try:
         main(config_from(kind, argv))
     except HelpAsked as help_text:
         print(help_text)
     except Refused as refusal:
         print(f"error: {refusal}", file=sys.stderr)
-        return REFUSED
+        code = TEMPORARY if isinstance(refusal, Unavailable) else REFUSED
+        if verdict := os.environ.get(VERDICT):
+            Path(verdict).write_text(str(code))
+        return code
     except KeyboardInterrupt:
         return 130
     finally:

@@ -25,6 +25,10 @@ class Refused(ValueError):
     """Something asked for cannot be done; the message is one sentence that names the remedy."""
 
 
+class Unavailable(Refused):
+    """Someone else's service did not give it now; the same may be had later."""
+
+
 def get_base_dir() -> str:
     """The folder of data, tokenizer and checkpoints: $NANOCHAT_BASE_DIR or ~/.cache/nanochat."""
     base = Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat")

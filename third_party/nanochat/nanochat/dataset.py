@@ -9,6 +9,7 @@ disk, in order of names, is for validation, so it changes with how many shards t
 
 import contextlib
 import http.client
+import itertools
 import shutil
 import sys
 import time
@@ -26,7 +27,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from nanochat import cli, corpus
-from nanochat.common import Refused, get_base_dir
+from nanochat.common import Refused, Unavailable, get_base_dir
 
 BASE_URL = "https://huggingface.co/datasets/karpathy/fineweb-edu-100b-shuffle/resolve/main"
 MAX_SHARD = 1822
@@ -155,7 +156,8 @@ def fetch(
     seconds pass.
 
     Raises:
-        Refused: The file is not there, or no attempt succeeded.
+        Refused: The file is not there.
+        Unavailable: No attempt succeeded.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -174,7 +176,9 @@ def fetch(
             reason = str(error) or type(error).__name__
         if attempt < attempts:
             pause(2.0**attempt)
-    raise Refused(f"{url} could not be fetched in {attempts} attempts ({reason}); try again later")
+    raise Unavailable(
+        f"{url} could not be fetched in {attempts} attempts ({reason}); try again later"
+    )
 
 
 def fetch_once(url: str, path: Path) -> Path:
@@ -240,15 +244,26 @@ def download_single_file(
 
 
 def main(config: Config) -> dict[str, int]:
-    """Fetch shards, several at a time, or write the built-in corpus as four shards."""
+    """Fetch shards, several at a time, or write the built-in corpus as four shards.
+
+    What is there already is not touched.
+
+    Raises:
+        Refused: Other texts than the built-in corpus are there.
+        Unavailable: Not all shards could be fetched.
+    """
     if config.builtin:
-        if list_parquet_files():
-            raise Refused(
-                f"{data_folder()} already holds shards; remove them or choose another base"
-            )
         if config.builtin < 8:
             raise Refused("four shards take at least 8 documents")
         documents = corpus.documents(config.builtin)
+        if list_parquet_files():
+            shards = (parquets_iter_batched(split) for split in ("train", "val"))
+            if list(itertools.chain.from_iterable(itertools.chain(*shards))) != documents:
+                raise Refused(
+                    f"{data_folder()} already holds other shards; remove them or choose another base"
+                )
+            print(f"{len(documents)} documents are there already")
+            return {"shards": 4, "documents": len(documents)}
         draft = data_folder().with_name("base_data.draft")
         shutil.rmtree(draft, ignore_errors=True)
         write_shards(documents, 4, draft, row_group=128)
@@ -263,7 +278,9 @@ def main(config: Config) -> dict[str, int]:
             tqdm(pool.map(download_single_file, range(count)), total=count, desc="shards")
         )
     if arrived < count:
-        raise Refused(f"{count - arrived} of {count} shards did not arrive; run the command again")
+        raise Unavailable(
+            f"{count - arrived} of {count} shards did not arrive; run the command again"
+        )
     return {"shards": arrived}
 
 

@@ -274,6 +274,11 @@ def prepare(config: Config) -> Training:
     step = config.resume_from_step if resumes else config.step
     source = "mid" if resumes else "base"
     model, tokenizer, meta = load_model(source, device, "train", config.model_tag, step)
+    if config.max_seq_len > (most := model.cos.size(1)):
+        raise Refused(
+            f"--max_seq_len={config.max_seq_len} is more than the {most} positions of the model; say "
+            f"--max_seq_len={model.config.sequence_len}"
+        )
     set_dtype(model, config.dtype)
     optimizers = chat_sft.fresh_optimizers(model, config)
     settings = dataclasses.asdict(config)

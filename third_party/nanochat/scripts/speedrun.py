@@ -11,7 +11,9 @@ that is complete is not done again, and one that was interrupted resumes from wh
 
 import contextlib
 import dataclasses
+import fcntl
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -23,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from nanochat import cli
 from nanochat.checkpoint_manager import FOLDERS, find_steps
 from nanochat.common import Refused, get_base_dir
@@ -214,6 +215,16 @@ class Record:
     def add(self, stage: Stage, seconds: float) -> None:
         """Note that a stage is complete."""
         self.done[stage.name] = {"flags": list(stage.flags), "seconds": round(seconds, 1)}
+        self._write()
+
+    def forget(self, stage: Stage) -> bool:
+        """A stage is complete no longer; whether it was."""
+        was = self.done.pop(stage.name, None) is not None
+        if was:
+            self._write()
+        return was
+
+    def _write(self) -> None:
         draft = self.path.with_suffix(".draft")
         draft.write_text(json.dumps(self.done, indent=2))
         draft.replace(self.path)
@@ -233,10 +244,60 @@ def resumed(stage: Stage) -> Stage:
     return stage
 
 
-class Processes:
-    """Commands in processes of their own, to which a wish to stop is handed on once."""
+@dataclass(frozen=True)
+class Lock:
+    """What keeps others out of a folder, for as long as any process has the descriptor open.
 
-    def __init__(self):
+    Args:
+        folder: It.
+        descriptor: Of the locked file, in which stands who works.
+    """
+
+    folder: Path
+    descriptor: int
+
+    def verdict(self, stage: str) -> Path:
+        """Where a stage that is refused writes its exit code."""
+        return self.folder / f"{stage}.verdict"
+
+    def note(self, process: int) -> None:
+        """Write down who works."""
+        os.pwrite(self.descriptor, f"{process:<20}".encode(), 0)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[Lock]:
+    """Keep others out of a folder.
+
+    Raises:
+        Refused: Another one works there, or a stage that one left behind when it was killed.
+    """
+    path = folder / "speedrun.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(
+                f"another run works in {folder}, process {path.read_text().strip()}; wait for it, stop "
+                "it, or name another --base_dir"
+            ) from None
+        lock = Lock(folder, descriptor)
+        lock.note(os.getpid())
+        yield lock
+    finally:
+        os.close(descriptor)  # not unlocked, for a stage may still be at work
+
+
+class Processes:
+    """Commands in processes of their own, to which a wish to stop is handed on once.
+
+    Args:
+        lock: The lock of a folder. They hold it, too: killed, this process leaves them behind.
+    """
+
+    def __init__(self, lock: Lock):
+        self.lock = lock
         self.running: dict[str, tuple[Stage, subprocess.Popen, float]] = {}
         self.asked = False
         self._before: dict[int, Any] = {}
@@ -256,7 +317,13 @@ class Processes:
     def start(self, stage: Stage, command: Sequence[str]) -> None:
         """Run a command; the terminal's Ctrl-C does not reach it but through here."""
         environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING), **os.environ}
-        process = subprocess.Popen(command, start_new_session=True, env=environment)
+        verdict = self.lock.verdict(stage.name)
+        verdict.unlink(missing_ok=True)
+        environment[cli.VERDICT] = str(verdict)
+        process = subprocess.Popen(
+            command, start_new_session=True, env=environment, pass_fds=(self.lock.descriptor,)
+        )
+        self.lock.note(process.pid)
         self.running[stage.name] = (stage, process, time.monotonic())
         if self.asked:  # between the two lines before
             process.send_signal(signal.SIGTERM)
@@ -274,6 +341,8 @@ class Processes:
         del self.running[name]
         if self.asked or code == 130:
             raise KeyboardInterrupt
+        if code and self.lock.verdict(name).exists():  # torchrun's own code does not tell
+            code = int(self.lock.verdict(name).read_text())
         if code == cli.REFUSED:
             raise Refused(f"the stage {name} was refused, see above")
         if code:
@@ -290,24 +359,18 @@ class Processes:
             process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
 
-@contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Keep others out of a folder.
+def spare_threads(size: str) -> None:
+    """One thread for a small model, for which two mostly wait for each other; other bits, too."""
+    if size != "d20":
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-    Raises:
-        Refused: Another one works there.
-    """
-    lock = FileLock(folder / "speedrun.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise Refused(
-            f"another run works in {folder}; wait for it, or name another --base_dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+
+def set_aside(folder: Path, stage: Stage) -> None:
+    """Give a stage's checkpoints another name, so that it begins at its start."""
+    place = folder / FOLDERS[stage.source]
+    if place.exists():
+        names = (place.with_name(f"{place.name}.{number}") for number in itertools.count(1))
+        place.rename(next(name for name in names if not name.exists()))
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -324,14 +387,13 @@ def main(config: Config) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         if config.run != "dummy":
             os.environ["WANDB_RUN"] = config.run
-        if config.size != "d20":  # on so small a model, two threads mostly wait for each other
-            os.environ.setdefault("OMP_NUM_THREADS", "1")
-        with only_one(folder):
+        spare_threads(config.size)
+        with only_one(folder) as lock:
             record = Record(folder)
             if not record.done:
                 get_report().reset()
             gpus = config.gpus if config.size == "d20" else 1
-            perform(stages, record, gpus)
+            perform(stages, record, gpus, lock)
             seconds = {name: row["seconds"] for name, row in record.done.items()}
             report = get_report().generate()
     for name, value in seconds.items():
@@ -341,9 +403,9 @@ def main(config: Config) -> dict[str, Any]:
     return {"seconds": seconds, "report": str(report)}
 
 
-def perform(stages: Sequence[Stage], record: Record, gpus: int) -> None:
+def perform(stages: Sequence[Stage], record: Record, gpus: int, lock: Lock) -> None:
     """Each stage that is not complete, in order; what runs beside others is awaited in time."""
-    with Processes() as processes:
+    with Processes(lock) as processes:
         for stage in stages:
             if processes.asked:
                 raise KeyboardInterrupt

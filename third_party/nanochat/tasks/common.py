@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from nanochat.common import Refused
+from nanochat.common import Refused, Unavailable
 
 Conversation = Mapping[str, Any]
 
@@ -91,7 +91,8 @@ def load_rows(path: str, name: str | None, split: str) -> Any:
     """The rows of a Hugging Face data set, in the order that `shuffle(seed=42)` gives them.
 
     Raises:
-        Refused: The package `datasets` is not installed, or the rows cannot be had.
+        Refused: The package `datasets` is not installed.
+        Unavailable: The rows cannot be had.
     """
     try:
         import datasets  # type: ignore[import-not-found] # an extra: what runs offline needs none of it
@@ -103,7 +104,7 @@ def load_rows(path: str, name: str | None, split: str) -> Any:
         return datasets.load_dataset(path, name, split=split).shuffle(seed=42)
     except Exception as error:  # noqa: BLE001 - the client raises whatever its transport does
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise Refused(
+        raise Unavailable(
             f"{path} cannot be had ({reason[0]}); check the network, or say --data=builtin for a few "
             "questions of our own"
         ) from None

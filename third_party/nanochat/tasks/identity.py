@@ -105,19 +105,24 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """The file that was written, and how many conversations are in it.
+    """The file with conversations, and how many are in it. One that is there already is kept.
 
     Raises:
-        Refused: There is such a file already.
+        Refused: It is there, and another one was asked for.
     """
     path = Path(get_base_dir()) / "identity_conversations.jsonl"
     if config.size < 1:
         raise Refused("ask for at least one conversation")
     rows = Identity(config.size, name=config.name)
+    text = "".join(json.dumps(row["messages"]) + "\n" for row in rows)
     if path.exists():
-        raise Refused(f"{path} is there already; remove it to write a new one")
+        own = path.read_text()
+        if own != text and config != Config():
+            raise Refused(f"{path} is there already; remove it to write a new one")
+        print(f"{path} is there already")
+        return {"conversations": own.count("\n"), "path": str(path)}
     draft = path.with_suffix(".draft")
-    draft.write_text("".join(json.dumps(row["messages"]) + "\n" for row in rows))
+    draft.write_text(text)
     draft.replace(path)
     print(f"{len(rows)} conversations in {path}")
     return {"conversations": len(rows), "path": str(path)}
