@@ -128,8 +128,10 @@ class Window:
     def points(self) -> Float64[np.ndarray, "n 2"]:
         """Rows of y, columns of x; powers of ten, whose last bit is another on other machines."""
         region = PRESETS[self.preset].region(self.published, self.side, self.side)
-        ends = [np.log10((axis.low, axis.high)) for axis in (region.x, region.y)]
-        axes = (10 ** np.linspace(*each, self.side) for each in ends)
+        axes = (
+            10 ** np.linspace(np.log10(axis.low), np.log10(axis.high), self.side)
+            for axis in (region.x, region.y)
+        )
         return np.stack([grid.ravel() for grid in np.meshgrid(*axes)], axis=1)
 
 
