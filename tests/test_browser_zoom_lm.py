@@ -45,7 +45,11 @@ def test_a_finished_sweep_is_looked_at_and_zoomed(app, browser, tmp_path):
         page.mouse.click(*spot(page, 0.3, 0.6))
         page.locator("marimo-vega canvas, marimo-vega svg").first.wait_for()
         drag(page, 0.02, 0.1, 0.3, 0.6)
-        says(page, "cost", "^selection: 16 runs, (about|under) .* on this machine; .* digits left to zoom$")
+        says(
+            page,
+            "cost",
+            "^selection: 16 runs, (about|under) .* on this machine; .* digits left to zoom$",
+        )
         press(page, "zoom in")
         page.wait_for_url(lambda url: not url.endswith("run=plane"))
         child = open_run(app.root / page.url.partition("run=")[2])
