@@ -20,7 +20,8 @@ def address(root: Path) -> dict[str, str]:
     An export has no address, so where it is empty the command line is asked for a run in `root`:
     `marimo export html notebooks/zoom.py -- --run runs/NAME`.
     """
-    asked: dict[str, str] = dict(mo.query_params().to_dict())
+    said = mo.query_params().to_dict()
+    asked = {name: each if isinstance(each, str) else each[-1] for name, each in said.items()}
     if not asked and (given := list(filter(None, map(str, mo.cli_args().get_all("run"))))):
         asked["run"] = ",".join(_inside(root, Path(run)) for run in given)
     return asked
