@@ -5,6 +5,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
+from jaxtyping import Float64
+
 from fractal_core import machine
 from fractal_core.errors import Refused, require_known
 from fractal_core.finetune import FineTune
@@ -99,6 +102,48 @@ PRESETS: dict[str, Preset] = {
         None,
     ),
 }
+
+
+@dataclass(frozen=True)
+class Window:
+    """Points of a preset at which the published code was run, for its numbers to be compared with.
+
+    Args:
+        preset: Its name.
+        published: The published window; else the overview.
+        side: Points along each axis, both ends included.
+        steps: Losses of every run.
+    """
+
+    preset: str
+    published: bool
+    side: int
+    steps: int
+
+    @property
+    def experiment(self) -> TinyNetworks:
+        """The settings of its runs."""
+        return replace(PRESETS[self.preset].experiment, steps=self.steps)
+
+    def points(self) -> Float64[np.ndarray, "n 2"]:
+        """Rows of y, columns of x; powers of ten, whose last bit is another on other machines."""
+        region = PRESETS[self.preset].region(self.published, self.side, self.side)
+        axes = (
+            10 ** np.linspace(np.log10(axis.low), np.log10(axis.high), self.side)
+            for axis in (region.x, region.y)
+        )
+        return np.stack([grid.ravel() for grid in np.meshgrid(*axes)], axis=1)
+
+
+GOLDEN = {
+    "tanh_overview_48": Window("tanh", False, 48, 500),
+    "tanh_tile_48": Window("tanh", True, 48, 500),
+    "tanh_tile_48_1000": Window("tanh", True, 48, 1000),
+    "linear_overview_48": Window("linear", False, 48, 500),
+    "linear_tile_96": Window("linear", True, 96, 500),
+    "single_tile_96": Window("single", True, 96, 500),
+}
+"""The windows whose numbers from the published code the tests hold."""
 
 # Windows of the fractal-llm study of nanochat.
 TUNING: dict[str, Preset] = {

@@ -1,5 +1,6 @@
 """What this machine and this code are, for provenance: no environment variables, no host names."""
 
+import contextlib
 import functools
 import itertools
 import os
@@ -62,9 +63,9 @@ class Gpu:
     Args:
         index: The driver's number, which is that of `CUDA_VISIBLE_DEVICES`.
         name: What it is.
-        used_percent: Share of the time in which something ran on it lately.
+        used_percent: Share of the time in which something ran on it lately; nan if it is not told.
         memory_used: Bytes in use, whoever uses them.
-        memory_total: Bytes that it has.
+        memory_total: Bytes that it has; 0 if it is not told, as where they are the CPU's as well.
         processes: Ids of the processes that hold memory on it.
     """
 
@@ -74,6 +75,13 @@ class Gpu:
     memory_used: int
     memory_total: int
     processes: tuple[int, ...]
+
+    @property
+    def memory(self) -> str:
+        """How much of its memory is in use, in words; empty where it does not tell."""
+        if not self.memory_total:
+            return ""
+        return f"{self.memory_used / 2**30:.1f} of {self.memory_total / 2**30:.1f} GiB"
 
 
 def gpus() -> list[Gpu]:
@@ -92,18 +100,22 @@ def gpus() -> list[Gpu]:
 
 def _gpu(nvml, index: int) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    try:
-        used = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    percent, used, total, held = float("nan"), 0, 0, []
+    # Not every GPU answers every question: a partitioned one, or one that shares the CPU's memory.
+    untold = functools.partial(contextlib.suppress, nvml.NVMLError)
+    with untold():
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        used, total = int(memory.used), int(memory.total)
+    with untold():
+        percent = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    with untold():
         held = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except nvml.NVMLError:  # a partitioned GPU does not tell
-        used, held = float("nan"), []
     return Gpu(
         index=index,
         name=nvml.nvmlDeviceGetName(handle),
-        used_percent=used,
-        memory_used=int(memory.used),
-        memory_total=int(memory.total),
+        used_percent=percent,
+        memory_used=used,
+        memory_total=total,
         processes=tuple(sorted({process.pid for process in held})),
     )
 

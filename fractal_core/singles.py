@@ -357,8 +357,13 @@ def answers(experiment: Any) -> bool:
 def sample_table(run: Single) -> pd.DataFrame:
     """Questions, expected answers, and those given before and after; long questions by their end."""
     frame = pd.DataFrame(run.samples, columns=SAMPLES)
-    ends = [" ".join(question.split())[-QUESTION:] for question in frame["question"]]
-    return frame.assign(question=ends).fillna("-")
+    return frame.assign(question=[_end(question) for question in frame["question"]]).fillna("-")
+
+
+def _end(question: str) -> str:
+    """The last words of a long one."""
+    whole = " ".join(question.split())
+    return whole if len(whole) <= QUESTION else "… " + whole[-QUESTION:].partition(" ")[2]
 
 
 def resume(run: Single) -> None:

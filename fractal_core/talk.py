@@ -297,7 +297,8 @@ class Talk:
     """What the chat of a notebook calls: one model answers in it, another one beside it.
 
     Args:
-        sources: One checkpoint or two; the first answers in the chat.
+        sources: One checkpoint or two; the first answers in the chat. What stands in it when they
+            are first asked was said by others, and is not told to them.
         manner: Asked anew for every answer, so that sliders do not begin the chat again.
         samples: Questions that are asked by their label, with their documents.
         show: Hears what the second model's side holds, as turns of a `Transcript`.
@@ -310,13 +311,16 @@ class Talk:
     show: Callable[[list[dict[str, str]]], None] = lambda turns: None
     fetches: bool = True
     _beside: list[str] = field(default_factory=list)
+    _others: int | None = None
 
     def __call__(self, messages: Sequence[Any], config: Any = None) -> Iterator[str]:
         """The answer of the first model, piece by piece. Whatever goes wrong is said in a line."""
         yield from borne(self._answered(messages))
 
     def _answered(self, messages: Sequence[Any]) -> Iterator[str]:
-        spoken = [(m.role, m.content if isinstance(m.content, str) else "") for m in messages]
+        spoken = self._own(
+            [(m.role, m.content if isinstance(m.content, str) else "") for m in messages]
+        )
         typed = [text for role, text in spoken if role == "user"]
         asked = [self.meant(text) for text in typed]
         follows = [*spoken[1:], ("", "")]  # an answer that was stopped may be missing
@@ -348,6 +352,13 @@ class Talk:
                 self._beside.append(heard)
         if expected:
             yield note(f"the data set's answer: {expected}")
+
+    def _own(self, spoken: list[Turn]) -> list[Turn]:
+        """The turns from the first question on that these models were asked."""
+        asked = [place for place, (role, _) in enumerate(spoken) if role == "user"]
+        last = len(asked) - 1
+        self._others = last if self._others is None else min(self._others, last)
+        return spoken[asked[self._others] :]
 
     def meant(self, text: str) -> str:
         """What the models are asked: a sample for its label, and all else as it is."""

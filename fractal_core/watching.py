@@ -220,7 +220,7 @@ def _gpus() -> pd.DataFrame:
             "GPU": f"cuda:{gpu.index}",
             "name": gpu.name,
             "used": f"{gpu.used_percent:.0f} %",
-            "memory": f"{gpu.memory_used / 2**30:.1f} of {gpu.memory_total / 2**30:.0f} GiB",
+            "memory": gpu.memory or "-",
             "processes": ", ".join(map(str, gpu.processes)),
         }
         for gpu in machine.gpus()

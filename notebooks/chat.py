@@ -3,9 +3,10 @@
 import marimo
 
 __generated_with = "0.25.2"
-app = marimo.App(width="full", app_title="fractal chat")
+app = marimo.App(width="full", app_title="fractal chat", html_head_file="head.html")
 
 with app.setup(hide_code=True):
+    import itertools
     from pathlib import Path
 
     import marimo as mo
@@ -166,8 +167,8 @@ def questions(control, data):
 @app.cell(hide_code=True)
 def holding():
     # A box, so that a slider changes the next answer and does not begin the chat again.
-    held = [talk.Manner()]
-    return (held,)
+    held, begun = [talk.Manner()], itertools.count()
+    return begun, held
 
 
 @app.cell(hide_code=True)
@@ -183,7 +184,7 @@ def manner(held, length, seconds, seed, temperature, top_k):
 
 
 @app.cell(hide_code=True)
-def conversation(beside, control, held, remember, samples, source):
+def conversation(begun, beside, control, held, remember, samples, source):
     remember(checkpoint=source, beside=beside.value)
     panel = Transcript(empty="The same questions will be answered here.")
     _talk = talk.Talk(
@@ -196,7 +197,10 @@ def conversation(beside, control, held, remember, samples, source):
     chat = mo.ui.chat(
         _talk, prompts=[sample.label for sample in samples], max_height=480, disabled=not source
     )
-    _left = mo.vstack([mo.plain_text(source or "no model yet"), chat])
+    # The browser keeps the turns of a chat that stands where one stood before.
+    _place = ("div", "section")[next(begun) % 2]
+    _chat = mo.Html(f"<{_place}>{mo.as_html(chat).text}</{_place}>")
+    _left = mo.vstack([mo.plain_text(source or "no model yet"), _chat])
     _right = mo.vstack([mo.plain_text(beside.value), mo.ui.anywidget(panel)])
     mo.hstack([_left, _right], widths="equal", gap=1.5) if beside.value else _left
     return (chat,)

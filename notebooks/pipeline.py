@@ -3,7 +3,7 @@
 import marimo
 
 __generated_with = "0.25.2"
-app = marimo.App(width="full", app_title="fractal pipeline")
+app = marimo.App(width="full", app_title="fractal pipeline", html_head_file="head.html")
 
 with app.setup(hide_code=True):
     import html

@@ -27,13 +27,15 @@ class Driver:
     """The part of the driver's interface that training needs.
 
     `log` holds the begin and end of every launch, with its stream; `memory` what is allocated; `clock`
-    the seconds for which the GPU worked.
+    the seconds for which the GPU worked, or for which it was asked whether it had.
 
     Args:
         choices: The layouts that "modules" are compiled for: `machine_code` of them.
         processors: How many the GPU has.
         allocations: So many succeed.
         seconds: What a step of a point takes in each layout.
+        loading: What it answers to machine code.
+        unready: So often it answers, a second later each time, that work has not ended.
     """
 
     CUdevice_attribute = driver.CUdevice_attribute
@@ -46,9 +48,12 @@ class Driver:
         processors: int = 2,
         allocations: int = 1000,
         seconds: Sequence[float] = (1.0, 2.0),
+        loading: driver.CUresult = driver.CUresult.CUDA_SUCCESS,
+        unready: int = 0,
     ):
         self.choices, self.left = choices, allocations
         self.clock, self.seconds = 0.0, seconds
+        self.loading, self.unready = loading, unready
         kinds = driver.CUdevice_attribute
         self.attributes = {
             kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: processors,
@@ -81,6 +86,8 @@ class Driver:
         return (0,)
 
     def cuModuleLoadData(self, place):
+        if int(self.loading):
+            return self.loading, None
         return 0, [machine_code(code.constants(True)) for code in self.choices].index(
             ctypes.string_at(place)
         )
@@ -135,6 +142,13 @@ class Driver:
         self.events[event] = stream
         self.streams[stream].append(event)
         return (0,)
+
+    def cuEventQuery(self, event):
+        if self.unready:
+            self.unready -= 1
+            self.clock += 1
+            return (driver.CUresult.CUDA_ERROR_NOT_READY,)
+        return self.cuEventSynchronize(event)
 
     def cuEventSynchronize(self, event):
         self._work(self.events[event], event)

@@ -26,6 +26,7 @@ def served(notebook: Path, runs: Path, mode: str = "run", control: bool = True) 
         shutil.copytree(runs, folder / "runs")
         # Editing may rewrite the notebook, so it is a copy, and its settings lie beside it.
         shutil.copy(notebook, folder)
+        shutil.copy(NOTEBOOKS / "head.html", folder)
         shutil.copy(NOTEBOOKS.parent / "pyproject.toml", folder)
         with zoom.serve(folder, mode, control, folder / notebook.name) as server:
             yield server

@@ -222,6 +222,22 @@ def test_drag_zoom_in_back_and_forward(mode, tab, request):
         shows(page, picture(child))
 
 
+def test_the_browsers_own_way_back(app, tab):
+    """One step back is what one did; the page shows what its address says."""
+    with tab(app, "?run=parent") as page:
+        region = page.get_by_test_id("region").inner_text()
+        page.get_by_label("places").select_option(label="published: tanh")
+        says(page, "region", r"13\.29")
+        shown = page.url
+        page.go_back()
+        page.wait_for_url("**/?run=parent")
+        says(page, "status", "^complete")
+        says(page, "region", re.escape(region))
+        page.go_forward()
+        says(page, "region", r"13\.29")
+        assert page.url == shown
+
+
 def test_a_view_begins_with_the_picture_of_its_parent(onlooker, tab):
     """Before any point of its own is there, the parent's cells stand for them."""
     child = explore.open_view(onlooker.root, "child")

@@ -12,6 +12,7 @@ from tuning import checkpoint
 
 from fractal_core import Store, single, talk
 from fractal_core.bench.zoom import Server
+from fractal_core.experiments import open_run
 from fractal_core.finetune import FineTune
 from fractal_core.single import Watch
 
@@ -104,6 +105,21 @@ def test_two_answers_stream_side_by_side_and_end_at_the_cap(app, tab):
         page.get_by_text("cut off after 128 tokens").nth(3).wait_for()
         assert "checkpoint=" in page.url
         assert "beside=" in page.url
+
+
+def test_another_model_begins_anew(app, tab):
+    """What one said does not stand under the name of another."""
+    other = open_run(app.folder / "runs" / "one").sweep.experiment.checkpoint
+    with tab(app, f"?checkpoint={TUNED}&beside=") as page:
+        ask(page, "Do gulls sing?")
+        page.get_by_text("cut off after 128 tokens").wait_for()
+        name = page.get_by_placeholder("or a folder")
+        name.fill(other)
+        name.press("Enter")
+        page.get_by_text("Do gulls sing?").wait_for(state="detached")
+        assert page.get_by_test_id("transcript").count() == 0
+        ask(page, "And now?")
+        page.get_by_text("cut off after 128 tokens").wait_for()
 
 
 def test_a_sample_question_is_asked_with_its_document(app, tab):

@@ -4,12 +4,14 @@ import functools
 import json
 from dataclasses import replace
 from math import inf
+from types import SimpleNamespace
 
 import fakegpu
 import kernelhost
 import numpy as np
 import pytest
 from cuda.bindings import nvrtc
+from cuda.bindings.driver import CUresult
 from fakegpu import machine_code
 from test_contract import DIGESTS, digest, windows
 from test_kernels import (
@@ -26,7 +28,9 @@ from test_kernels import (
 from fractal_core import PRESETS, Refused, TinyNetworks, machine, pulse, worker
 from fractal_core.bench import cuda as bench_cuda
 from fractal_core.bench import machinecode, tiny
+from fractal_core.bench.rounds import Rates
 from fractal_core.commands.bench import bench
+from fractal_core.experiments import GOLDEN
 from fractal_core.kernels import cpu, cuda
 from fractal_core.kernels.contract import TANH
 from fractal_core.kernels.layout import SOURCE, Layout
@@ -179,6 +183,7 @@ def played(monkeypatch):
         monkeypatch.setattr(cuda, "gpu", functools.cache(cuda.Gpu))
         monkeypatch.setattr(cuda, "OPERATIONS", 1)
         monkeypatch.setattr(cuda, "perf_counter", lambda: fake.clock)
+        monkeypatch.setattr(cuda, "sleep", lambda seconds: None)
         try:
             return fake, cuda.train(problem, hyper, record, None if choose else choices[0])
         finally:
@@ -211,6 +216,47 @@ def test_the_gpu_goes_on_while_results_are_fetched(played):
     assert log[4:] == ["end b", "launch b", "end a", "launch a", "end b", "end a"]
 
 
+@pytest.mark.parametrize(("needed", "signs"), [(0, 0), (59, 0), (100, 1), (599, 9), (10**5, 9)])
+def test_a_long_launch_shows_signs_of_progress(played, monkeypatch, needed, signs):
+    """One a minute, but not for longer than the 600 s that it may honestly take."""
+    problem = problem_of(width=16, samples=5, steps=8)
+    usual = cuda.at_most(problem, 1, 1, Layout.of(problem).lanes)
+    monkeypatch.setattr(cuda, "PACE", cuda.PACE * usual / 600)
+    before = pulse.ticks()
+    driver, found = played(problem, points_of(40), unready=needed)
+    assert pulse.ticks() - before == signs + 1  # and the end
+    assert driver.unready == max(0, needed - 600)
+    assert_same(found, cpu.train(problem, points_of(40)))
+
+
+def test_a_failed_launch_ends_the_waiting(played, monkeypatch):
+    """What the driver says of a launch is heard at once, however long that might have taken."""
+    illegal, asked = (CUresult.CUDA_ERROR_ILLEGAL_ADDRESS,), []
+
+    def query(driver, event):
+        asked.append(event)
+        driver.clock += 1
+        return illegal
+
+    monkeypatch.setattr(cuda, "PACE", 1.0)
+    monkeypatch.setattr(fakegpu.Driver, "cuEventQuery", query)
+    monkeypatch.setattr(
+        fakegpu.Driver, "cuEventSynchronize", lambda driver, event: illegal if asked else (0,)
+    )
+    with pytest.raises(RuntimeError, match="ILLEGAL ADDRESS"):
+        played(problem_of(width=16, samples=5, steps=8), points_of(1))
+    assert len(asked) == 1
+
+
+def test_a_launch_may_take_as_long_as_a_slow_card_would():
+    """Of long runs it fills the card at least, which may take hours; of usual ones, minutes."""
+    problem = problem_of(width=16, samples=272, steps=500)
+    assert cuda.at_most(problem, 4001, 4000, 8) == 2 * cuda.at_most(problem, 1, 4000, 8)
+    usual = cuda.at_once(problem, 10**6, 0, 4000)
+    assert 60 < cuda.at_most(problem, usual, 4000, 8) < 300
+    assert cuda.at_most(replace(problem, steps=10**7), 4000, 4000, 8) > 3600
+
+
 def test_a_full_gpu_is_out_of_memory_and_gives_all_back(played):
     """Wherever it happens, in words that a worker understands."""
     problem = problem_of(width=16, samples=5, steps=8)
@@ -218,6 +264,24 @@ def test_a_full_gpu_is_out_of_memory_and_gives_all_back(played):
         with pytest.raises(RuntimeError, match="OUT OF MEMORY") as raised:
             played(problem, points_of(100), allocations=allocations)
         assert worker.code_of(raised.value) == worker.MEMORY
+
+
+@pytest.mark.parametrize("why", cuda.UNREADABLE)
+def test_a_driver_that_is_too_old_is_refused(played, why):
+    """In one sentence that says what to do; a worker hands it on, and does not try again."""
+    answer = getattr(CUresult, f"CUDA_ERROR_{why}")
+    with pytest.raises(Refused, match=r"update the driver; `--devices cpu`") as raised:
+        played(problem_of(width=16, samples=5, steps=8), points_of(1), loading=answer)
+    assert worker.code_of(raised.value) == worker.WRONG
+    assert worker.in_words(raised.value) == str(raised.value)
+
+
+@pytest.mark.parametrize("why", ["OUT_OF_MEMORY", "ILLEGAL_ADDRESS"])
+def test_other_trouble_with_machine_code_is_no_refusal(played, why):
+    """It has nothing to do with the driver's age."""
+    answer = getattr(CUresult, f"CUDA_ERROR_{why}")
+    with pytest.raises(RuntimeError, match=why.replace("_", " ")):
+        played(problem_of(width=16, samples=5, steps=8), points_of(1), loading=answer)
 
 
 @pytest.mark.parametrize("seconds", [(1.0, 2.0), (2.0, 1.0)])
@@ -232,6 +296,23 @@ def test_the_card_chooses_the_layout(played, store_folder, seconds):
         used = [layout for what, layout in driver.log if what == "layout"]
         assert used[: 4 * trials] == trials * [0, 0, 1, 1]
         assert set(used[4 * trials :]) == {best}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_layouts_are_timed_on_runs_of_full_length(
+    played, monkeypatch, store_folder, activation, dtype
+):
+    """No two of them have the same weights, and none ends before its last step."""
+    trials, timed = [], cuda._rate
+    monkeypatch.setattr(cuda, "_rate", lambda *trial: trials.append(trial) or timed(*trial))
+    whole = problem_of(activation, dtype, width=16, samples=5, steps=40)
+    played(replace(whole, ceiling=1e12), points_of(3), choose=True)
+    assert len(trials) == 2 * (1 + cuda.TRIALS)
+    for problem, hyper, _ in trials[:2]:
+        assert len(np.unique(hyper[:, 2])) == len(hyper)
+        assert (cpu.train(problem, hyper).steps == problem.steps).all()
+        assert problem.steps > 1
 
 
 # Its machine code
@@ -404,11 +485,54 @@ def test_one_bit_is_seen():
 
 
 def test_every_condition_is_compared(monkeypatch):
-    """All presets in both precisions, runs that end early among them; the host plays the GPU."""
+    """The golden windows and all presets in both precisions, to the bit; the host plays the GPU."""
     monkeypatch.setattr(bench_cuda.cuda, "train", kernelhost.train)
+    small = {name: replace(window, side=2, steps=21) for name, window in GOLDEN.items()}
+    monkeypatch.setattr(bench_cuda, "GOLDEN", small)
     found = list(bench_cuda.equalities(4, steps=21))
-    assert len(found) == 2 * len(PRESETS)
+    assert [one.name for one in found[: len(GOLDEN)]] == list(GOLDEN)
+    assert len(found) == len(GOLDEN) + 2 * len(PRESETS)
     assert all(one.points == 4 and one.differing == 0 for one in found)
+    assert any(one.ended for one in found)
+
+
+def test_a_bit_on_a_golden_window_is_told(monkeypatch):
+    """A GPU that is wrong in one run of one window is found there, whatever else is equal."""
+
+    def wrong(problem, hyper, record):
+        curves = cpu.train(problem, hyper, record=record)
+        if problem.steps == 22:
+            curves.sum_v[3] = np.nextafter(curves.sum_v[3], 0)
+        return curves
+
+    monkeypatch.setattr(bench_cuda.cuda, "train", wrong)
+    small = {n: replace(w, side=2, steps=21 + (n == "single_tile_96")) for n, w in GOLDEN.items()}
+    monkeypatch.setattr(bench_cuda, "GOLDEN", small)
+    found = bench_cuda.equalities(2, steps=21)
+    assert {one.name: one.differing for one in found if one.differing} == {"single_tile_96": 1}
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_contender_that_cannot_take_part_is_named(monkeypatch, capsys, seen):
+    """Its absence is no result: one line says why and what adds it, and the JSON says it too."""
+    took_part = []
+
+    def take_turns(contenders, rounds):
+        took_part.append(set(contenders))
+        return Rates({name: [1.0] for name in contenders})
+
+    monkeypatch.setattr(bench_cuda, "jax_sees_a_gpu", lambda: seen)
+    monkeypatch.setattr(bench_cuda, "take_turns", take_turns)
+    for module, name in [(bench_cuda, "kernel"), (bench_cuda, "peak"), (tiny, "kernel")]:
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(tiny, "sized", lambda *_: None)
+    monkeypatch.setattr(cuda, "gpu", lambda: SimpleNamespace(name="played"))
+    assert bench("tiny", device="cuda", only=("tanh-full-float64",), as_json=True) == 0
+    told = capsys.readouterr()
+    report = json.loads(told.out)
+    assert ("vmap" in took_part[0]) == ("vmap" in report["cases"][0]["times_faster"]) == seen
+    assert report["left_out"].keys() == (set() if seen else {"vmap"})
+    assert told.err.count("jax[cuda13]") == (not seen)
 
 
 def test_a_worker_is_told_where_to_train(monkeypatch):

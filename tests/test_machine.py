@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fractal_core import Refused, machine
+from fractal_core import Refused, machine, watching
 from fractal_core.commands.health import doctor
 
 
@@ -29,6 +29,25 @@ def driver(count: int, holders: tuple[int, ...] = ()) -> SimpleNamespace:
             SimpleNamespace(pid=pid) for pid in holders
         ],
     )
+
+
+QUESTIONS = {
+    "memory": "nvmlDeviceGetMemoryInfo",
+    "load": "nvmlDeviceGetUtilizationRates",
+    "processes": "nvmlDeviceGetComputeRunningProcesses",
+}
+
+
+def silent(*about: str) -> SimpleNamespace:
+    """The driver of a GPU that is asked in vain about these."""
+
+    def fail(handle):
+        raise Trouble("not supported")
+
+    gpu = driver(1, holders=(os.getpid(),))
+    for what in about:
+        setattr(gpu, QUESTIONS[what], fail)
+    return gpu
 
 
 def no_driver() -> SimpleNamespace:
@@ -111,3 +130,24 @@ def test_doctor_names_who_holds_a_gpu(monkeypatch, capsys, tmp_path):
     told = capsys.readouterr().out
     assert "GPU number 0, 1.0 of 64.0 GiB used, 7 % busy" in told
     assert f"({os.getpid()}, " in told
+
+
+@pytest.mark.parametrize("about", [("memory",), ("load",), ("processes",), tuple(QUESTIONS)])
+def test_what_a_gpu_does_not_tell_hides_nothing_else(monkeypatch, about):
+    """It is there, and answers the other questions."""
+    monkeypatch.setitem(sys.modules, "pynvml", silent(*about))
+    (gpu,) = machine.gpus()
+    assert gpu.name == "GPU number 0"
+    assert (gpu.memory_used, gpu.memory_total) == ((0, 0) if "memory" in about else (2**30, 2**36))
+    assert (gpu.used_percent == 7) == ("load" not in about)
+    assert gpu.processes == (() if "processes" in about else (os.getpid(),))
+    assert [slot.device for slot in machine.slots(("cuda", "cpu"))] == ["cuda:0"]
+
+
+def test_memory_that_is_not_told_is_not_shown_as_none(monkeypatch, capsys, tmp_path):
+    """Whoever looks is told so, and reads of no zero bytes."""
+    for gpu, shown in [(driver(1), "1.0 of 64.0 GiB"), (silent("memory"), "-")]:
+        monkeypatch.setitem(sys.modules, "pynvml", gpu)
+        assert list(watching._gpus()["memory"]) == [shown]
+    doctor(tmp_path)
+    assert "GPU number 0, does not tell its memory, 7 % busy" in capsys.readouterr().out

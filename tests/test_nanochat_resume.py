@@ -1,5 +1,6 @@
-"""All stages, each of them stopped once and killed once, against a run that nothing happened to."""
+"""All stages: to the report, stopped once and killed once each, and one of them done again."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,8 +31,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """A folder with all stages that learn."""
-    learning = [stage for stage in speedrun.stages_of("smoke") if "eval" not in stage.module]
+    """A folder with all stages, one after the other."""
     folder = tmp_path_factory.mktemp("all") / "straight"
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "WANDB_RUN"):
@@ -39,13 +39,32 @@ def straight(tmp_path_factory):
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.chdir(folder.parent)
         patch.setattr(speedrun, "subprocess", SimpleNamespace(Popen=stagefork.Stage))
-        patch.setattr(speedrun, "stages_of", lambda size: learning)
         speedrun.main(speedrun.Config(size="smoke", base_dir=str(folder)))
         yield folder
 
 
-def test_every_stage_goes_on_from_what_it_saved(straight, tmp_path):
+def test_the_whole_pipeline_ends_in_its_report(straight):
+    """Every stage is complete, and has its section and its figures there."""
+    record = speedrun.Record(straight)
+    assert all(record.has(stage) for stage in speedrun.stages_of("smoke"))
+    card = (straight / "report" / "report.md").read_text()
+    sections = re.findall("^## (.*)$", card, re.MULTILINE)
+    evaluations = {f"Chat evaluation {source}" for source in ("mid", "sft", "rl")}
+    assert {"Midtraining", "Chat SFT", "Chat RL", "Summary", *evaluations} <= set(sections)
+    rows = {row[0]: row[1:] for row in re.findall(4 * r"\| (.*?) " + r"\| (.*?) \|", card)}
+    assert rows["Metric"] == ("BASE", "MID", "SFT", "RL")
+    filled = {name: [cell != "-" for cell in cells] for name, cells in rows.items()}
+    assert filled["CORE (builtin)"] == [True, False, False, False]
+    assert filled["ChatCORE (builtin)"] == filled["GSM8K (builtin)"] == [False, True, True, True]
+    assert filled["val_bpb"] == [True, True, False, False]
+    assert filled["reward_after"] == [False, False, False, True]
+    assert "learned_gain_limits" in card
+
+
+def test_every_stage_goes_on_from_what_it_saved(straight, tmp_path, monkeypatch):
     """None of them from its start, and the end is the same to the bit."""
+    learning = [stage for stage in speedrun.stages_of("smoke") if "eval" not in stage.module]
+    monkeypatch.setattr(speedrun, "stages_of", lambda size: learning)
     troubled = tmp_path / "troubled"
     (troubled / "steps").mkdir(parents=True)
     ends = []

@@ -115,6 +115,9 @@ def test_a_language_model_is_begun_kept_and_repeated(model, tmp_path, here, caps
     shown = singles.sample_table(run)
     assert list(shown.columns) == ["question", "expected", "before", "after"]
     assert len(shown) == 1
+    mark, end = shown["question"][0].split(" ", 1)
+    whole = " ".join(run.samples[0]["question"].split())
+    assert (mark, whole.endswith(f" {end}"), len(end) <= 200) == ("…", True, True)
     assert singles.begin(tmp_path, "talk", "lm", sweep, Watch()) == "talk"
     assert len(here) == 1
     again = singles.words(sweep)

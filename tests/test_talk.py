@@ -151,6 +151,18 @@ def test_a_sample_is_asked_with_its_document_and_its_answer_is_told(root, base):
     assert len(shown[-1]) == 2
 
 
+def test_what_another_model_said_is_not_told(base, monkeypatch):
+    """A browser may send turns that stood in the chat before; one's own go on being told."""
+    heard = []
+    monkeypatch.setattr(talk, "answer", lambda engine, turns, manner: heard.append(turns) or ["I"])
+    one, before = Talk([base], Manner), [says("Who?"), says("Another", "assistant")]
+    own = [says("What?"), says("I", "assistant"), says("Where?")]
+    for messages in ([*before, own[0]], [*before, *own], own[:1], own):
+        list(one(messages))
+    first, both = [("user", "What?")], [("user", "What?"), ("assistant", "I"), ("user", "Where?")]
+    assert heard == [first, both, first, both]
+
+
 def test_whatever_goes_wrong_is_said_in_a_line(base, monkeypatch, tmp_path):
     """A missing checkpoint, a question that is too long, a network that may not be used, a bug."""
 

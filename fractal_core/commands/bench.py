@@ -55,8 +55,8 @@ def bench(
         only: Cases of `tiny` and `code`, for example tanh-full-float64, or of `finetune`: training,
             everything; left out, all.
         device: Where `tiny` and `finetune` train: cpu or cuda; each has a language model of its size.
-        check: First compare the bits of `tiny --device cuda` with the CPU's at so many random points
-            of every condition; the exit code is 1 if any differ.
+        check: First compare the bits of `tiny --device cuda` with the CPU's, on the golden windows
+            and at so many random points of every condition; the exit code is 1 if any differ.
         as_json: One JSON object and nothing else.
     """
     if what == "zoom":
@@ -144,6 +144,9 @@ def _code(only: tuple[str, ...], as_json: bool) -> None:
 
 def _gpu(rounds: int, seconds: float, only: tuple[str, ...], check: int, as_json: bool) -> int:
     gpu, equal, rows = cuda.gpu(), [], []
+    absent = bench_cuda.left_out()
+    for why in absent.values():
+        print(why, file=sys.stderr, flush=True)
     if check:
         for found in bench_cuda.equalities(check, steps=200):
             equal.append(dataclasses.asdict(found))
@@ -161,7 +164,7 @@ def _gpu(rounds: int, seconds: float, only: tuple[str, ...], check: int, as_json
     differ = sum(found["differing"] for found in equal)
     if as_json:
         report = {"machine": machine.describe(), "gpu": gpu.name, "rounds": rounds}
-        print(json.dumps(report | {"equality": equal, "cases": rows}))
+        print(json.dumps(report | {"equality": equal, "left_out": absent, "cases": rows}))
         return int(differ > 0)
     _headline(rounds, machine.versions())
     print(f"{gpu.name}; {sum(e['points'] for e in equal)} points compared, {differ} differ")

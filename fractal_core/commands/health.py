@@ -43,7 +43,7 @@ def _gpus() -> dict[str, object]:
         foreign = [name for pid in gpu.processes if (name := _foreign(pid))]
         held = f"; held by {', '.join(foreign)}" if foreign else ""
         report[f"cuda:{gpu.index}"] = (
-            f"{gpu.name}, {gpu.memory_used / 2**30:.1f} of {gpu.memory_total / 2**30:.1f} GiB used, "
+            f"{gpu.name}, {gpu.memory + ' used' if gpu.memory else 'does not tell its memory'}, "
             f"{gpu.used_percent:.0f} % busy{held}"
         )
     return report or {"gpus": "none"}

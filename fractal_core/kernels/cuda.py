@@ -24,7 +24,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,15 @@ from fractal_core.storage import storage
 OPERATIONS = 2e13
 """Of one launch, at most: seconds on a large GPU. Longer calls are cut, so that they show a pulse."""
 
+PACE = 3e6
+"""Operations per second of a thread on a slow card: an eighth of a full T4's peak in float64."""
+
+SIGN = 60.0
+"""Seconds that a launch is waited for between signs of progress; one that takes less shows none."""
+
+ASKING = 0.002
+"""Seconds between questions whether a launch has ended: the other one keeps the card busy."""
+
 TRIAL, TRIALS = 2e11, 5
 """Operations of a launch that is timed, a hundredth of a second on a large GPU; and how many there are."""
 
@@ -54,6 +63,12 @@ FLAGS = ("--std=c++17", "--fmad=false", "--ptxas-options=-v")
 """Of the compiler: no multiplication and addition is fused that the text does not fuse."""
 
 ELSEWHERE = "; `--devices cpu` trains to the same bits without it"
+
+UNREADABLE = (
+    *("INVALID_IMAGE", "INVALID_SOURCE", "INVALID_PTX", "NO_BINARY_FOR_GPU"),
+    *("UNSUPPORTED_PTX_VERSION", "JIT_COMPILER_NOT_FOUND", "JIT_COMPILATION_DISABLED"),
+)
+"""What a driver answers to machine code of a compiler that is newer than it."""
 
 
 class Binary(NamedTuple):
@@ -168,11 +183,21 @@ class Gpu:
         _checked(self.driver.cuCtxSetCurrent(self._context))
 
     def function(self, code: bytes, name: bytes, shared: int) -> Any:
-        """A kernel of some machine code, allowed so many bytes of shared memory."""
+        """A kernel of some machine code, allowed so many bytes of shared memory.
+
+        Raises:
+            Refused: The driver cannot read the code.
+        """
         if (code, name) not in self._functions:
             image = np.frombuffer(code, np.uint8)
-            module = _checked(self.driver.cuModuleLoadData(image.ctypes.data))
-            found = _checked(self.driver.cuModuleGetFunction(module, name))
+            answer = self.driver.cuModuleLoadData(image.ctypes.data)
+            if int(answer[0]) and answer[0].name.removeprefix("CUDA_ERROR_") in UNREADABLE:
+                version = ".".join(map(str, _module("nvrtc").nvrtcVersion()[1:]))
+                raise Refused(
+                    f"the driver of the {self.name} cannot read what NVRTC {version} compiles: "
+                    f"update the driver{ELSEWHERE}"
+                )
+            found = _checked(self.driver.cuModuleGetFunction(_checked(answer), name))
             self._functions[code, name] = found
         function = self._functions[code, name]
         most = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -241,19 +266,37 @@ class Stream:
             )
         )
 
-    def fetch(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Wait for all that was asked for, and copy these back."""
+    def fetch(self, arrays: Mapping[str, np.ndarray], most: float) -> None:
+        """Wait for all that was asked for, as `wait`, and copy these back."""
         copy = self._driver.cuMemcpyDtoHAsync
-        self.wait()  # a copy would keep this processor busy until its turn comes
+        self.wait(most)  # a copy would keep this processor busy until its turn comes
         for name, array in arrays.items():
             if array.nbytes:
                 _checked(copy(array.ctypes.data, self.places[name], array.nbytes, self._stream))
         self.wait()
 
-    def wait(self) -> None:
-        """Wait until all that was asked for has happened."""
+    def wait(self, most: float = 0.0) -> None:
+        """Wait until all that was asked for has happened.
+
+        A launch of very long runs tells nothing before the first of them ends, so that it is a sign of
+        progress that the driver knows it to be under way. But that is true of one that hangs as well:
+        after so many seconds there are no more signs, and whoever watches ends it.
+
+        Args:
+            most: Seconds that it may honestly take.
+        """
         _checked(self._driver.cuEventRecord(self._done, self._stream))
+        begun = shown = perf_counter()
+        while most > SIGN and self._under_way() and (now := perf_counter()) < begun + most:
+            if now >= shown + SIGN:
+                pulse.tick()
+                shown = now
+            sleep(ASKING)
         _checked(self._driver.cuEventSynchronize(self._done))
+
+    def _under_way(self) -> bool:
+        (answer,) = self._driver.cuEventQuery(self._done)
+        return bool(int(answer)) and answer.name == "CUDA_ERROR_NOT_READY"
 
 
 gpu = functools.cache(Gpu)
@@ -274,6 +317,11 @@ def at_once(problem: Problem, points: int, recorded: int, filling: int) -> int:
     return max(1, filling, int(most))
 
 
+def at_most(problem: Problem, points: int, filling: int, lanes: int) -> float:
+    """Seconds that a launch of `at_once` takes on a slow card if every run makes all its steps."""
+    return -(-points // filling) * _operations(problem) * problem.steps / (lanes * PACE)
+
+
 def _operations(problem: Problem) -> float:
     """Of a step of one point, about."""
     samples, width = problem.inputs.shape
@@ -285,7 +333,8 @@ def quickest(problem: Problem) -> Layout:
     """Of a problem's layouts the one that trains most steps per second on this GPU.
 
     All give the same bits. It is found once for a kind of GPU and of network, and kept on the disk;
-    if something else disturbs the moment, that costs speed alone.
+    if something else disturbs the moment, that costs speed alone. Without the folder `kernels` in the
+    storage folder it is measured anew.
 
     Raises:
         Refused, RuntimeError: As `train`.
@@ -302,14 +351,20 @@ def quickest(problem: Problem) -> Layout:
 
 
 def _rates(problem: Problem, choices: Sequence[Layout]) -> list[float]:
-    """Steps per second of each layout, in turns, on points that move nowhere."""
+    """Steps per second of each layout, in turns, on points that move nowhere and so never end.
+
+    Each has weights of its own: those that share a warp would else read the same entries of tanh's
+    table, and not get in each other's way as they do in earnest.
+    """
     trials = []
     for code in choices:
         points = 2 * gpu().processors * code.groups
         steps = int(np.clip(TRIAL / (points * _operations(problem)), 1, problem.steps))
         rows = None if problem.batch_index is None else problem.batch_index[:steps]
         short = replace(problem, steps=steps, window=1, batch_index=rows)
-        trials.append((short, np.zeros((points, 4)), code))
+        hyper = np.zeros((points, 4))
+        hyper[:, 2] = np.random.default_rng(0).normal(0, 0.1, points)
+        trials.append((short, hyper, code))
     turns = []
     for _ in range(1 + TRIALS):
         turns.append([_rate(*trial) for trial in trials])
@@ -339,7 +394,8 @@ def train(
 
     Raises:
         ValueError: The recorded steps do not rise from 0 to at most `problem.steps` - 1.
-        Refused: There is no GPU that could be used, or NVIDIA's packages are missing.
+        Refused: There is no GPU that could be used, its driver is older than the compiler, or
+            NVIDIA's packages are missing.
         RuntimeError: The GPU failed, or has not enough memory.
     """
     steps = rising(problem, record)
@@ -351,7 +407,8 @@ def train(
     shared = code.shared(samples if resident else 0)
     machine_code = kept(layout.SOURCE.read_bytes(), code.constants(resident), here.arch)
     function = here.function(machine_code, b"train", shared)
-    size = at_once(problem, len(hyper), len(steps), here.processors * code.groups)
+    filling = here.processors * code.groups
+    size = at_once(problem, len(hyper), len(steps), filling)
     parts = [slice(first, first + size) for first in range(0, len(hyper), size)]
     every = layout.shared_arrays(problem, code, steps)
     points = layout.point_arrays(problem, hyper, len(steps))
@@ -370,7 +427,8 @@ def train(
         stream.launch(function, here.processors, code.threads, shared, told)
 
     def finish(stream: Stream, part: slice) -> None:
-        stream.fetch(some(part, "scores", "ends", "losses"))
+        found = some(part, "scores", "ends", "losses")
+        stream.fetch(found, at_most(problem, len(found["ends"]), filling, code.lanes))
         pulse.tick()
 
     with contextlib.ExitStack() as held:
