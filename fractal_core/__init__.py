@@ -87,6 +87,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     recipe         11   what a figure shows, in the figure: written, read, reopened
     singles       11   single runs: begun, listed, compared
     published     11   the six published windows: printed, and found
+    portrait       12   what a view looks like
     press          12   figures of runs: drawn, captioned, with their recipes
     films          12   films of runs: keyframes, cost, made in the background
     watching      12   what the page of a sweep shows and does
