@@ -140,7 +140,9 @@ def profile_chart(
     ]
     layers = []
     if theirs:
-        dashes = alt.StrokeDash("what:N", title="compared with", legend=alt.Legend(orient="top"))
+        # One below the other and whole: beside each other they run out of a narrow chart.
+        legend = alt.Legend(orient="top", columns=1, labelLimit=0)
+        dashes = alt.StrokeDash("what:N", title="compared with", legend=legend)
         lines = alt.Chart(pd.concat(theirs, ignore_index=True)).encode(x=x, y=y, tooltip=tips)
         layers.append(
             lines.mark_line(color=GREY, strokeWidth=1).encode(strokeDash=dashes, detail="at:N")

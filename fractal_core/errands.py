@@ -84,11 +84,17 @@ def start(folder: Path, command: Sequence[str]) -> int:
         command: A module and its arguments.
 
     Raises:
-        Refused: It ended at once; the sentence carries its last line.
+        Refused: The folder cannot be made; or it ended at once, and the sentence carries its last
+            line.
     """
     if (holder := duty.lock_holder(folder)) is not None:
         return holder
-    (folder / "state").mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "state").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(
+            f"{folder} is no folder to work in: {error.strerror}; choose another one"
+        ) from None
     _begun[:] = [process for process in _begun if process.poll() is None]  # reaps what has ended
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(

@@ -17,13 +17,17 @@ from fractal_core import control, experiments, machine, planner, sight
 from fractal_core.errors import Refused
 from fractal_core.files import Files
 from fractal_core.finetune import FineTune
-from fractal_core.outlook import duration
+from fractal_core.outlook import about
 from fractal_core.plane import Region
 from fractal_core.store import Store, read_recipe
 from fractal_core.sweep import Sweep
 
 MOST = {"grid": 1024, "steps": 100_000}
 """What an address may ask for; anybody can write one, and looking must stay cheap."""
+
+
+LONGEST_NAME = 200
+"""Bytes of the name of a run folder; most disks end at 255, and files beside it have longer ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +79,15 @@ def require_name(name: str) -> str:
     """The name of a run folder.
 
     Raises:
-        Refused: It is empty, leads elsewhere, or would be hidden.
+        Refused: It is blank, leads elsewhere, would be hidden, or is too long for a folder.
     """
-    if not name or Path(name).name != name or name.startswith((".", "-")):
-        raise Refused(f"{name!r} is not the name of a run; use letters, digits and dashes")
+    bare = bool(name.strip()) and Path(name).name == name and name.isprintable()
+    if not bare or name.startswith((".", "-")):
+        raise Refused(
+            f"{name!r} is not the name of a run; use letters of any language, digits and dashes"
+        )
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise Refused(f"{name[:20]}... is too long a name; use at most {LONGEST_NAME} bytes")
     return name
 
 
@@ -143,7 +152,8 @@ def preset_view(
             that the preset starts from are not there.
     """
     chosen = experiments.preset(preset)
-    grid = grid or (128 if preset in experiments.PRESETS else 16)
+    if grid is None:
+        grid = 128 if preset in experiments.PRESETS else 16
     given = {experiments.length(chosen.experiment): steps, "dtype": dtype}
     experiment = experiments.configure(
         chosen.experiment, {name: value for name, value in given.items() if value is not None}
@@ -182,8 +192,8 @@ def from_address(root: Path, query: Mapping[str, str]) -> View:
             "write the address as ?preset=tanh&x=LOW,HIGH&y=LOW,HIGH&grid=128&steps=500"
         ) from None
     for name, most in MOST.items():
-        if given.get(name, 1) > most:
-            raise Refused(f"{name}={given[name]}: an address may ask for at most {most}")
+        if not 1 <= given.get(name, 1) <= most:
+            raise Refused(f"{name}={given[name]}: an address may ask for 1 to {most}")
     return preset_view(
         root,
         query.get("preset") or "tanh",
@@ -332,7 +342,7 @@ class Cost:
             return f"computed already; {left}"
         if self.seconds is None:
             return f"{self.runs:,} runs of unknown length, as none like them is trained yet; {left}"
-        return f"{self.runs:,} runs, about {duration(self.seconds)} on this machine; {left}"
+        return f"{self.runs:,} runs, {about(self.seconds)} on this machine; {left}"
 
 
 def cost(view: View, like: View | None = None) -> Cost:
@@ -393,7 +403,13 @@ def bookmarks(root: Path) -> dict[str, str]:
 
 
 def bookmark(root: Path, name: str, run: str) -> None:
-    """Give a run a name."""
+    """Give a run a name.
+
+    Raises:
+        Refused: The run is gone.
+    """
+    if not (root / run / "sweep.json").exists():
+        raise Refused(f"the folder of {run} is gone; choose another run")
     with _alone(root):
         _keep(root, bookmarks(root) | {name: run})
 

@@ -7,7 +7,7 @@ the background it is the command `fractal film`, at work on the folder of the na
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fractal_core import errands, explore, film, recipe
+from fractal_core import errands, explore, film, outlook, recipe
 from fractal_core.errors import Refused
 from fractal_core.explore import View
 from fractal_core.store import Store
@@ -94,7 +94,7 @@ def price(views: Sequence[View], stores: Sequence[Store]) -> str:
     if not runs:
         return f"{len(views)} keyframes, all computed already"
     known = [each for each in seconds if each is not None]
-    time = f"about {explore.duration(sum(known))} on this machine"
+    time = f"{outlook.about(sum(known))} on this machine"
     time = time if len(known) == len(costs) else "of unknown length, as none is trained yet"
     return f"{len(views)} keyframes, {runs:,} runs to train, {time}"
 

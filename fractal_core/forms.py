@@ -79,6 +79,12 @@ def line(*elements: Any) -> mo.Html:
     return mo.hstack(elements, justify="start", align="end", wrap=True)
 
 
+def heading(text: str) -> mo.Html:
+    """A heading that says just this, whatever in it would be Markdown or HTML."""
+    plain = "".join(c if c.isalnum() or c in " -" else f"&#{ord(c)};" for c in text)
+    return mo.md(f"## {plain}")
+
+
 def of_settings(fields: mo.ui.dictionary, first: Sequence[Any]) -> mo.Html:
     """Some fields, the length and precision of a run among them, and a drawer with the others."""
     main = [name for name in ("steps", "num_steps", "dtype") if name in fields.elements]

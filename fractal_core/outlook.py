@@ -120,6 +120,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
 
 
+def about(seconds: float) -> str:
+    """An estimated time for a person."""
+    return f"about {duration(seconds)}" if seconds >= 1 else duration(seconds)
+
+
 def pace(points_per_second: float) -> str:
     """How fast runs are for a person, or how long one takes where that says more."""
     if 0 < points_per_second < 1:

@@ -2,7 +2,7 @@
 
 import contextlib
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from fractal_core.explore import View, children, cost, is_language_model, opened
 from fractal_core.heatmap import Heatmap, heatmap
 from fractal_core.network import recorded
 from fractal_core.outcome import Outcome
-from fractal_core.outlook import duration
+from fractal_core.outlook import about
 from fractal_core.store import ARRAYS, Image
 from fractal_core.sweep import LEVELS
 
@@ -84,10 +84,41 @@ def widget(root: Path, view: View) -> Heatmap:
     return heatmap(view.sweep.grid, view.sweep.labels, children(root, view))
 
 
+def phase(view: View, progress: control.Progress | None = None) -> str:
+    """not begun, running, stopped, complete, or gone: its folder is.
+
+    Args:
+        view: The view.
+        progress: How far it is, if somebody has just looked.
+    """
+    if view.store is None:
+        return "not begun"
+    now = progress or control.progress(view.store)
+    if now.process is not None:
+        return "running"
+    if not view.path.exists():
+        return "gone"
+    return "complete" if now.done == now.points else "stopped"
+
+
 def keep_painted(
-    canvas: Heatmap, root: Path, view: View, quantity: str = "measure", palette: str = "split"
+    canvas: Heatmap,
+    root: Path,
+    view: View,
+    quantity: str = "measure",
+    palette: str = "split",
+    tell: Callable[[str], None] = lambda phase: None,
 ) -> None:
-    """Paint a view now, and again whenever the browser asks and there is something new."""
+    """Paint a view now, and again whenever the browser asks and there is something new.
+
+    Args:
+        canvas: What to paint on.
+        root: Where runs are.
+        view: The view.
+        quantity: What the colours mean.
+        palette: Which they are.
+        tell: Told the `phase` of the view whenever the browser asks.
+    """
     parent = opened(root, view.parent.name) if view.parent is not None else None
     painted: list[object] = [None]
 
@@ -99,6 +130,7 @@ def keep_painted(
             progress = control.progress(view.store)
             live, seen = progress.process is not None, progress.done
             state = _status(progress, view)
+            tell(phase(view, progress))
         if painted[0] != seen:
             painted[0] = seen
             image = compose(view, parent)
@@ -130,11 +162,13 @@ def _status(progress: control.Progress, view: View) -> str:
     if progress.done == progress.points:
         return f"complete: {share}"
     if progress.process is None:
+        if not view.path.exists():
+            return "the folder of this run is gone"
         failed = f", {progress.failed:,} failed" if progress.failed else ""
         return f"stopped: {share}{failed}"
     left = progress.seconds_remaining
     if progress.done and left is not None:
-        return f"running: {share}, about {duration(left)} left"
+        return f"running: {share}, {about(left)} left"
     if progress.done:
         return f"running: {share}"
     first = "the model is loaded first" if is_language_model(view) else "it is compiled first"

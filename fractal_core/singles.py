@@ -110,7 +110,9 @@ def begin(root: Path, name: str, label: str, sweep: Sweep, watch: Watch) -> str:
     """
     planner.notes(sweep)
     path = (
-        explore.view_of(root, sweep, label).path if not name else root / explore.require_name(name)
+        explore.view_of(root, sweep, label).path
+        if not name
+        else root / explore.require_name(name.strip())
     )
     store = Store.create(path, sweep)
     if store.missing():
@@ -204,7 +206,9 @@ class Single:
 
     @property
     def phase(self) -> str:
-        """complete, training, or broken off before there was an outcome."""
+        """complete, training, broken off before there was an outcome, or gone: its folder is."""
+        if not self.store.path.exists():
+            return "gone"
         return "complete" if self.result else "training" if self.running else "broken off"
 
     @property
@@ -329,6 +333,8 @@ def reason(run: Single) -> str:
     if not result:
         if run.running:
             return "It trains; the outcome comes with its last loss."
+        if run.phase == "gone":
+            return "The folder of the run is gone; choose another point to train it anew."
         return "It ended without an outcome; begin it again to train it anew."
     window = min(run.settings["window"], result["planned"])
     limit = run.settings.get("threshold", 1.0)

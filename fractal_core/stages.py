@@ -214,7 +214,8 @@ def news(folder: Path) -> tuple[Any, ...]:
     files += sorted((folder / "metrics").glob("*.jsonl"))
     stamps = []
     for file in files:
-        with contextlib.suppress(FileNotFoundError):  # it may go at any moment
+        # It may go at any moment, and whoever looks may name what is no folder.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             told = file.stat()
             stamps.append((file.name, told.st_size, told.st_mtime_ns))
     errand = errands.last(folder)
@@ -225,7 +226,7 @@ def start(folder: Path, size: str, stage: str = "") -> int:
     """Begin what is not complete in a folder, or one stage again; returns the process.
 
     Raises:
-        Refused: It ended at once.
+        Refused: The folder cannot be made, or it ended at once.
     """
     plan(size)
     all_of_it = command(folder, size)[2:]

@@ -16,7 +16,7 @@ from fractal_core import control, experiments, explore, machine, planner
 from fractal_core.control import Failure
 from fractal_core.errors import Refused
 from fractal_core.explore import View
-from fractal_core.outlook import duration, pace
+from fractal_core.outlook import about, duration, pace
 from fractal_core.store import Store
 from fractal_core.sweep import Sweep
 
@@ -43,7 +43,7 @@ def begin(
     planner.notes(sweep)
     view = explore.view_of(root, sweep, label)
     if name:
-        view = View(sweep, root / explore.require_name(name), None)
+        view = View(sweep, root / explore.require_name(name.strip()), None)
     above = root / parent if parent else view.parent
     return explore.begin(replace(view, parent=above), options).name
 
@@ -117,7 +117,7 @@ def cost_in_words(cost: planner.Cost, places: Sequence[machine.Slot]) -> str:
     where = " and ".join(f"{count} on {device}" for device, count in kinds.items())
     wait = "no run like these was timed here yet"
     if cost.seconds is not None:
-        wait = f"about {duration(cost.seconds)}"
+        wait = about(cost.seconds)
     plural = "worker" if len(places) == 1 else "workers"
     apart = "no neighbours" if cost.ulps == float("inf") else f"{cost.ulps:.3g} ulps apart"
     return (
@@ -131,7 +131,7 @@ class Glance:
     """How a sweep is doing at one moment.
 
     Args:
-        state: complete, running, stopping or stopped.
+        state: complete, running, stopping, stopped, not begun, or gone: the folder is.
         done: Runs that are done, of `total`.
         failed: Units whose last attempt failed.
         rate: How fast it goes, for a person; empty if nobody works.
@@ -181,7 +181,7 @@ def glance(store: Store, meter: Meter) -> Glance:
     if running and progress.stopping:
         state = "stopping"
     if not running and progress.done == 0:
-        state = "not begun"
+        state = "not begun" if store.path.exists() else "gone"
     seconds = progress.seconds_remaining if running else None
     return Glance(
         state=state,
@@ -189,7 +189,7 @@ def glance(store: Store, meter: Meter) -> Glance:
         total=progress.points,
         failed=progress.failed,
         rate=pace(progress.points_per_second) if running and progress.points_per_second else "",
-        left="" if seconds is None else duration(seconds),
+        left="" if seconds is None else about(seconds),
         slots=_slots(progress.slots if running else [], meter),
         gpus=_gpus() if running else pd.DataFrame(),
         failures=control.failures(store),
@@ -257,7 +257,7 @@ def headline(now: Glance) -> str:
         f"<span data-testid='failed'>{now.failed:,} units failed</span>",
     ]
     parts += [f"<span>{now.rate}</span>"] if now.rate else []
-    parts += [f"<span data-testid='left'>about {now.left} to go</span>"] if now.left else []
+    parts += [f"<span data-testid='left'>{now.left} to go</span>"] if now.left else []
     return (
         "<div style='display:flex;flex-wrap:wrap;gap:1.2rem;align-items:center'>"
         f"{''.join(parts)}</div>"

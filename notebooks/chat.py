@@ -65,7 +65,8 @@ def base_model(control, get_made):
             mo.callout(
                 mo.md(
                     "There is no language model here yet. `fractal base` makes a small one without "
-                    "a network in a minute or two, and so does this button; or name a checkpoint."
+                    f"a network in a minute or two{', and so does this button' * control}; or name a "
+                    "checkpoint."
                 )
             ),
             mo.callout(f"The last try ended so: {_errand.tail(1)}", kind="warn") if _failed else "",

@@ -139,7 +139,7 @@ def opened(asked, query, run):
     _empty = "There is no run here yet: make a map with `fractal demo`, or in the zoom notebook."
     mo.vstack(
         [
-            mo.Html(f"<h2>{html.escape(store.path.name)}</h2>" if store else "<h2>A run</h2>"),
+            forms.heading(store.path.name if store else "A run"),
             mo.callout(
                 mo.plain_text(_words) if _words else mo.md(_empty),
                 kind="warn" if _words else "neutral",

@@ -110,7 +110,7 @@ def choosing(attempt, choose, dtype, go, grid, preset, steps, window):
                 preset.value,
                 published=window.value == "published",
                 grid=grid.value,
-                steps=int(steps.value),
+                steps=None if steps.value is None else int(steps.value),
                 dtype=dtype.value,
             ),
             preset.value,
@@ -130,7 +130,7 @@ def places(control, get_history, view):
     _kept = view.name in explore.bookmarks(ROOT).values()
     keep = mo.ui.run_button(label="bookmark", disabled=view.store is None or not control)
     drop = mo.ui.run_button(label="forget", disabled=not _kept or not control)
-    mo.hstack([back, forward, place, opened, mark, keep, drop], justify="start", align="end")
+    forms.line(back, forward, place, opened, mark, keep, drop)
     return back, drop, forward, keep, mark, opened, place
 
 
@@ -156,7 +156,7 @@ def marking(attempt, control, drop, get_address, get_history, keep, mark, turn_t
 
     def _mark():
         if keep.value:
-            explore.bookmark(ROOT, mark.value or view.name, view.name)
+            explore.bookmark(ROOT, mark.value.strip() or view.name, view.name)
         else:
             explore.forget(ROOT, view.name)
         turn_to(get_address(), *get_history())
@@ -166,21 +166,50 @@ def marking(attempt, control, drop, get_address, get_history, keep, mark, turn_t
 
 
 @app.cell(hide_code=True)
-def selection(heat, view):
+def phase(view):
+    get_phase, set_phase = mo.state(portrait.phase(view))
+
+    def tell(now):
+        """What hangs on the phase runs when it changes, and not whenever somebody looks."""
+        if now != get_phase():
+            set_phase(now)
+
+    return get_phase, tell
+
+
+@app.cell(hide_code=True)
+def selection(get_phase, heat, view):
+    get_phase()
     inner, _words = portrait.selected(ROOT, view, heat.roi)
     mo.Html(_words)
     return (inner,)
 
 
 @app.cell(hide_code=True)
-def actions(control, inner, view):
-    _why = "" if control else explore.CLOSED
+def closer(control, inner):
     _ready = inner is not None and (control or inner.store is not None)
-    zoom_in = mo.ui.run_button(label="zoom in", disabled=not _ready, tooltip=_why)
-    start = mo.ui.run_button(label="compute", disabled=not control, tooltip=_why)
-    cancel = mo.ui.run_button(label="cancel", disabled=not control, tooltip=_why)
+    zoom_in = mo.ui.run_button(
+        label="zoom in", disabled=not _ready, tooltip="" if control else explore.CLOSED
+    )
+    return (zoom_in,)
+
+
+@app.cell(hide_code=True)
+def working(control, get_phase):
+    # Made anew only when what they can do changes; a click on one that is just replaced is lost.
+    _why, _now = "" if control else explore.CLOSED, get_phase()
+    _can_start = control and _now in ("not begun", "stopped")
+    start = mo.ui.run_button(label="compute", disabled=not _can_start, tooltip=_why)
+    cancel = mo.ui.run_button(
+        label="cancel", disabled=not control or _now != "running", tooltip=_why
+    )
+    return cancel, start
+
+
+@app.cell(hide_code=True)
+def actions(cancel, start, zoom_in):
     mo.hstack([zoom_in, start, cancel], justify="start")
-    return cancel, start, zoom_in
+    return
 
 
 @app.cell(hide_code=True)
@@ -193,8 +222,8 @@ def canvas(view):
 
 
 @app.cell(hide_code=True)
-def painting(palette, quantity, raw, view):
-    portrait.keep_painted(raw, ROOT, view, quantity.value, palette.value)
+def painting(palette, quantity, raw, tell, view):
+    portrait.keep_painted(raw, ROOT, view, quantity.value, palette.value, tell)
     _still = forms.exported() and portrait.still(view, quantity.value, palette.value)
     mo.image(_still, alt=view.name, width=640) if _still else None
     return

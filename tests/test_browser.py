@@ -328,10 +328,14 @@ def test_a_run_outlives_its_kernel(fresh_editor, tab, times):
 
 def test_cancel_stops_and_compute_goes_on(app, tab):
     """The process is gone at once, and what it had committed is not touched again."""
+    from playwright.sync_api import expect
+
     store = open_run(app.root / "cancelled")
     with tab(app, "?run=cancelled") as page:
+        assert disabled(page, "cancel")
         press(page, "compute")
         says(page, "status", "^running: [1-9]")
+        expect(page.get_by_role("button", name="compute", exact=True)).to_be_disabled()
         worker = lock_holder(store.path)
         press(page, "cancel")
         says(page, "status", "^stopped: [1-9]")
@@ -363,6 +367,9 @@ def test_two_tabs_that_compute_one_view_start_one_process(app, tab):
         for page in (one, other):
             says(page, "status", "^complete")
             shows(page, picture(store))
+            says(page, "cost", "^this view: computed already")
+            assert disabled(page, "compute")
+            assert disabled(page, "cancel")
     assert sorted(committed(store)) == sorted(store.units)
     events = (store.path / "state" / "events.jsonl").read_text()
     assert events.count('"started"') == 1
@@ -418,6 +425,8 @@ def test_hover_click_and_escape(app, tab):
         says(page, "cost", "^this view: ")
         assert shown_region(page) == ends(region)
         assert disabled(page, "zoom in")
+        page.set_viewport_size({"width": 900, "height": 1250})
+        assert page.get_by_placeholder("name this view").bounding_box()["width"] > 100
 
 
 def test_a_zoom_beyond_the_arithmetic_is_refused(app, tab):

@@ -29,6 +29,14 @@ def test_boxes_are_drawn_with_their_intervals_and_nulls():
     assert {"low": found.box.low, "high": found.box.high} in rows
 
 
+def test_a_narrow_chart_names_all_that_is_compared():
+    """One name below the other, and none cut off."""
+    drawn = curves.box_chart(calibration.judged("Koch snowflake", 1)).to_dict()
+    dashes = [layer["encoding"].get("strokeDash") for layer in drawn["layer"]]
+    (legend,) = [dash["legend"] for dash in dashes if dash]
+    assert legend == {"orient": "top", "columns": 1, "labelLimit": 0}
+
+
 def test_flips_are_drawn_as_they_were_counted():
     """Those that were fitted, those that were not, and none, at the end of its interval."""
     rng = np.random.default_rng(0)

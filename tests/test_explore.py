@@ -1,11 +1,14 @@
 """The zoom notebook without the notebook."""
 
+import importlib
 import io
 import os
+import shutil
 import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -36,6 +39,7 @@ from fractal_core.sweep import canonical
 
 SMALL = TinyNetworks(samples=8, steps=40)
 REGION = region()
+NOTEBOOKS = Path(explore.__file__).parents[1] / "notebooks"
 
 
 @pytest.fixture
@@ -78,6 +82,7 @@ def test_looking_writes_nothing(root):
         {"preset": "tanh", "x": "10,1"},
         {"preset": "tanh", "grid": "many"},
         {"preset": "tanh", "grid": "16384"},
+        {"preset": "tanh", "grid": "0"},
         {"preset": "tanh", "steps": "1000000000"},
         {"preset": "tanh", "x": ["1,2", "3,4"]},
         {"preset": "tanh", "x": "1,1.0000000000000004"},
@@ -87,6 +92,17 @@ def test_an_address_that_names_nothing_is_refused(root, query):
     """No path out of the folder, no half-read numbers."""
     with pytest.raises(Refused):
         from_address(root, query)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("", "not the name"), ("  ", "not the name"), ("a\nb", "not the name"), ("é" * 101, "200")],
+)
+def test_what_names_no_folder_is_refused(name, says):
+    """In a sentence, and not in the words of the disk; letters of any language are fine."""
+    assert explore.require_name("Küste-1 ほ") == "Küste-1 ほ"
+    with pytest.raises(Refused, match=says):
+        explore.require_name(name)
 
 
 def test_the_same_recipe_is_the_same_run(root):
@@ -285,8 +301,8 @@ def test_news_is_painted_when_the_browser_asks(root):
     inner = zoomed(root, whole, [1e-2, 1e3, 1e-1, 1e4])
     store = Store.create(inner.path, inner.sweep, block=8)
     inner = View(inner.sweep, inner.path, store, whole.path)
-    canvas = portrait.widget(root, inner)
-    portrait.keep_painted(canvas, root, inner)
+    canvas, told = portrait.widget(root, inner), []
+    portrait.keep_painted(canvas, root, inner, tell=told.append)
     first = canvas.png
     canvas._handle_custom_msg("news?", [])
     assert canvas.png is first
@@ -294,6 +310,13 @@ def test_news_is_painted_when_the_browser_asks(root):
     canvas._handle_custom_msg("news?", [])
     assert canvas.png != first
     assert "stopped" in canvas.status["text"]
+    for _ in run_here(store):
+        pass
+    canvas._handle_custom_msg("news?", [])
+    shutil.rmtree(store.path)
+    canvas._handle_custom_msg("news?", [])
+    assert canvas.status["text"] == "the folder of this run is gone"
+    assert told == ["stopped", "stopped", "stopped", "complete", "gone"]
 
 
 def test_only_the_last_painter_answers(root, monkeypatch):
@@ -330,6 +353,23 @@ def test_choices_follow_the_view(root):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("typed", "steps"), [(None, 1000), (77.0, 77)])
+def test_an_emptied_field_is_the_length_of_the_preset(monkeypatch, typed, steps):
+    """A field for numbers that nothing is written in has no value."""
+    monkeypatch.syspath_prepend(NOTEBOOKS)
+    chosen = {"preset": "tanh", "window": "overview", "grid": 32, "steps": typed}
+    fields = {name: SimpleNamespace(value=value) for name, value in chosen.items()}
+    shown = []
+    importlib.import_module("zoom").choosing.run(
+        attempt=lambda action: action(),
+        choose=SimpleNamespace(value=True),
+        dtype=SimpleNamespace(value="float64"),
+        go=lambda view, preset: shown.append(explore.chosen(view)["steps"]),
+        **fields,
+    )
+    assert shown == [steps]
+
+
 def test_bookmarks_are_kept_and_forgotten(root):
     """A name for a run, beside the published windows."""
     explore.bookmark(root, "the coast", "whole")
@@ -341,6 +381,10 @@ def test_bookmarks_are_kept_and_forgotten(root):
     )
     explore.forget(root, "whole")
     assert "★ the coast" not in explore.places(root)
+    before = (root / "bookmarks.json").read_bytes()
+    with pytest.raises(Refused, match="is gone"):
+        explore.bookmark(root, "nothing", "nowhere")
+    assert (root / "bookmarks.json").read_bytes() == before
     assert open_view(root, "whole").store is not None
 
 

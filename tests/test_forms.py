@@ -59,3 +59,12 @@ def test_grids_of_charts_are_faint_on_any_ground():
     """Lines that are pale on white would be bright on black."""
     shown = forms.shown(sizes.bars({"weights": 1.0}, "GiB"))
     assert re.search(r"gridOpacity\W+0\.3\b", html.unescape(shown.text))
+
+
+def test_a_heading_says_just_what_it_is_given():
+    """The name of a folder is neither Markdown nor HTML, whoever chose it."""
+    shown = forms.heading("*a*_b_ <img src=x> `c` #")
+    assert "<h2" in shown.text
+    assert not re.search(r"<(img|em|strong|code)", shown.text)
+    said = html.unescape(re.sub("<[^>]+>", "", shown.text)).strip()
+    assert said == "*a*_b_ <img src=x> `c` #"

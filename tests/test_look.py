@@ -1,6 +1,8 @@
 """The commands that draw: plates, films, proofs, and the way back from a figure."""
 
 import os
+import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -56,7 +58,8 @@ def test_keyframes_are_priced_and_made_and_the_film_goes_through_them(here, caps
     """The commands that are printed are those that follow."""
     assert execute(["film", "runs/near", "runs/wide", "--make"]) == 0
     first, *folders, train, roll = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"3 keyframes, {3 * 16 * 24:,} runs to train, about")
+    runs = f"{3 * 16 * 24:,} runs to train, "
+    assert re.match(f"3 keyframes, {runs}(about .* s|under 1 s) on this machine$", first)
     assert train == f"next: for run in {' '.join(folders)}; do fractal run $run; done"
     command = roll.removeprefix("then: fractal ").replace("ZOOM.mp4", "zoom.gif")
     assert execute([*command.split(), "--size", "96", "--per-factor", "2"]) == 0
@@ -72,6 +75,8 @@ def test_keyframes_are_priced_and_made_and_the_film_goes_through_them(here, caps
         ("film runs/wide --out film.avi", "choose .mp4 or .gif"),
         ("film runs/wide --make", "between two runs"),
         ("open zooom", "did you mean zoom?"),
+        ("open zoom --port 99999", "not between 1 and 65535"),
+        ("open zoom --port 0", "not between 1 and 65535"),
         ("open nothing.pdf", "name a figure that is there"),
     ],
 )
@@ -103,6 +108,18 @@ def test_a_figure_opens_the_zoom_notebook_at_its_run(here, capsys, monkeypatch):
     token = wide.rpartition("=")[2]
     pipe = command[command.index("--token-password-file") + 1]
     assert Path(pipe).read_text() == token
+
+
+def test_a_busy_port_is_refused_before_an_address_is_said(here, capsys, monkeypatch):
+    """Or the token would be sent to whoever listens there."""
+    monkeypatch.setattr(os, "execve", lambda *given: pytest.fail("started"))
+    assert execute(["show", "runs/wide", "--out", "map.pdf"]) == 0
+    capsys.readouterr()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert execute(["open", "map.pdf", "--port", str(other.getsockname()[1])]) == 2
+    answer = capsys.readouterr()
+    assert answer.out == ""
+    assert "cannot be listened on: Address already in use" in answer.err
 
 
 def test_a_notebook_that_is_not_there_is_refused(here, capsys, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fractal_core import Axis, Outcomes, Region, Store, Sweep, TinyNetworks
-from fractal_core.outlook import Outlook
+from fractal_core.outlook import Outlook, about
 from fractal_core.store import Files
 
 SWEEP = Sweep.over(
@@ -118,3 +118,12 @@ def test_time_is_judged_by_the_nearest_and_divided_by_the_slots(store):
     for unit, expected in ((rest[0], 0.48), (rest[-1], 48.0)):
         assert outlook.remaining([unit], 1) == pytest.approx(expected)
         assert outlook.remaining([unit] * 6, 3) == pytest.approx(2 * expected)
+
+
+def test_an_estimate_is_words_that_can_be_read():
+    """About so much, and never about under something."""
+    assert [about(seconds) for seconds in (0.2, 7.0, 200.0)] == [
+        "under 1 s",
+        "about 7 s",
+        "about 3.3 min",
+    ]

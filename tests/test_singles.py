@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_a_run_gets_a_folder_by_its_recipe_or_its_name(tmp_path, here):
     assert name == f"tanh-{sweep.id[:8]}"
     assert singles.begin(tmp_path, "", "tanh", sweep, Watch()) == name
     assert len(here) == 1
-    for wrong in ("../out", ".hidden", "-rf", "a/b"):
+    for wrong in ("../out", ".hidden", "-rf", "a/b", "  "):
         with pytest.raises(Refused, match="not the name of a run"):
             singles.begin(tmp_path, wrong, "tanh", sweep, Watch())
     other = singles.planned(start, "0.6", "2", 0, {})
@@ -178,6 +179,9 @@ def test_a_run_that_broke_off_says_so_and_goes_on(tmp_path, here):
     assert run.last_words == "HF_TOKEN=[redacted]\n"
     singles.resume(run)
     assert run.phase == "complete"
+    shutil.rmtree(run.store.path)
+    assert run.phase == "gone"
+    assert "The folder of the run is gone" in singles.reason(run)
 
 
 def test_runs_are_compared_by_what_differs(tmp_path):

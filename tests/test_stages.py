@@ -97,6 +97,16 @@ def test_news_bears_files_that_go(tmp_path, monkeypatch):
     assert "STOP" not in str(stages.news(tmp_path))
 
 
+def test_a_file_is_no_folder_to_work_in(tmp_path):
+    """Looking at it tells nothing, and beginning there is refused in a sentence."""
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
+        (tmp_path / "file").touch()
+        assert stages.news(folder) == (str(folder), None)
+        assert stages.progress(folder, "smoke")[0].state == "not begun"
+        with pytest.raises(Refused, match="is no folder to work in"):
+            stages.start(folder, "smoke")
+
+
 def test_the_command_is_one_that_a_shell_reads(tmp_path):
     """A folder may have a space in its name."""
     words = stages.command(tmp_path / "two words", "smoke")

@@ -1,5 +1,6 @@
 """Talking with language models: which there are, what they answer, and what ends an answer."""
 
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -174,3 +175,15 @@ def test_whatever_goes_wrong_is_said_in_a_line(base, monkeypatch, tmp_path):
     assert "--allow-control" in told("hf:some/model", fetches=False)
     monkeypatch.setattr(talk, "voice", lambda source: 1 / 0)
     assert told(base) == talk.note("the answer broke off: division by zero")
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_a_button_that_is_disabled_is_not_praised(control, monkeypatch, tmp_path):
+    """Without leave to start anything the empty page names the command alone."""
+    monkeypatch.syspath_prepend(Path(talk.__file__).parents[1] / "notebooks")
+    monkeypatch.chdir(tmp_path)
+    for name in ("FRACTAL_STORAGE", "NANOCHAT_BASE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    shown, _ = importlib.import_module("chat").base_model.run(control=control, get_made=int)
+    assert "makes a small one" in shown.text
+    assert ("so does this button" in shown.text) == control

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import mischief
 import pytest
@@ -43,7 +44,7 @@ def test_a_sweep_is_begun_once_per_recipe(tmp_path, begun):
     name = watching.begin(tmp_path, "", "tanh", sweep, options)
     assert name == f"tanh-{sweep.id[:8]}"
     assert watching.begin(tmp_path, "", "tanh", sweep, []) == name
-    assert watching.begin(tmp_path, "mine", "tanh", sweep, []) == "mine"
+    assert watching.begin(tmp_path, " mine ", "tanh", sweep, []) == "mine"
     assert begun == [(name, ["--slots", "2", "--devices", "cpu"]), (name, []), ("mine", [])]
     with pytest.raises(Refused, match="not the name of a run"):
         watching.begin(tmp_path, "../mine", "tanh", sweep, [])
@@ -89,7 +90,7 @@ def test_a_glance_says_how_far_and_who(tmp_path):
     with duty.lock(store.path) as journal:
         journal.status(**status)
         now = watching.glance(store, meter)
-        assert (now.state, now.rate, now.left) == ("running", "2 s per point", "90 s")
+        assert (now.state, now.rate, now.left) == ("running", "2 s per point", "about 90 s")
         assert now.slots["CPU"].tolist() == ["-"]
         now = watching.glance(store, meter)
         assert now.slots["CPU"].tolist()[0].endswith(" %")
@@ -110,6 +111,8 @@ def test_a_glance_says_how_far_and_who(tmp_path):
     whole = watching.glance(store, meter)
     assert (whole.state, whole.done, len(whole.slots)) == ("complete", 64, 0)
     assert "64 of 64 runs" in watching.headline(whole)
+    shutil.rmtree(store.path)
+    assert watching.glance(store, meter).state == "gone"  # and not one that can be begun
 
 
 def test_stopping_asks_whoever_works(tmp_path, monkeypatch):

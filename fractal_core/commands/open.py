@@ -19,6 +19,7 @@ from fractal_core.errors import Refused, require_known
 NOTEBOOKS = ("zoom", "single_run", "sweep", "dimension", "figures", "chat", "pipeline")
 ROOT = Path("runs")
 PATIENCE = 60
+LAST_PORT = 65535
 
 
 def open(
@@ -45,6 +46,8 @@ def open(
     file = Path(fractal_core.__file__).parent.parent / "notebooks" / f"{notebook}.py"
     if not file.exists():
         raise Refused(f"{file} is not there; open notebooks from a checkout of the repository")
+    if port is not None:
+        _require_port(port)
     token = secrets.token_urlsafe(24)
     if queries:
         port = port or _free_port()
@@ -89,6 +92,27 @@ def _views(path: Path) -> list[dict[str, str]]:
 
 def _url(port: int, query: dict[str, str], token: str) -> str:
     return f"http://127.0.0.1:{port}/?{urllib.parse.urlencode(query | {'access_token': token})}"
+
+
+def _require_port(port: int) -> None:
+    """Refuse a port that cannot be listened on, before an address with a token is printed.
+
+    Raises:
+        Refused: There is no such port, it is in use, or only an administrator may use it.
+    """
+    if not 1 <= port <= LAST_PORT:
+        raise Refused(
+            f"--port {port} is not between 1 and {LAST_PORT}; leave it out for a free one"
+        )
+    with socket.socket() as probe:
+        # As marimo's own, or a port would seem busy for a minute after its last server has ended.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise Refused(
+                f"--port {port} cannot be listened on: {error.strerror}; leave it out for a free one"
+            ) from None
 
 
 def _free_port() -> int:

@@ -19,7 +19,7 @@ from fractal_core.duty import Busy, Share
 from fractal_core.engine import Crew, Stop
 from fractal_core.errors import Refused
 from fractal_core.local import LocalCrew
-from fractal_core.outlook import duration, pace
+from fractal_core.outlook import about, pace
 from fractal_core.store import Store
 from fractal_core.worker import TEMPORARY
 
@@ -244,7 +244,7 @@ def status(run: Run, /, *, as_json: Json = False) -> None:
     )
     if state.points_per_second is not None:
         wait = state.seconds_remaining
-        rest = "" if wait is None else f", about {duration(wait)} to go"
+        rest = "" if wait is None else f", {about(wait)} to go"
         print(f"  {pace(state.points_per_second)}{rest}")
     for slot in state.slots:
         doing = f"unit {slot['unit']}" if slot["unit"] else "waits"
