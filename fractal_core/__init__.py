@@ -86,8 +86,8 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     explore       10   views of the zoom notebook: addresses, costs, places
     recipe         11   what a figure shows, in the figure: written, read, reopened
     singles       11   single runs: begun, listed, compared
-    portrait      11   what a view looks like
     published     11   the six published windows: printed, and found
+    portrait       12   what a view looks like
     press          12   figures of runs: drawn, captioned, with their recipes
     films          12   films of runs: keyframes, cost, made in the background
     watching      12   what the page of a sweep shows and does

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import marimo as mo
@@ -11,6 +12,30 @@ from fractal_core import experiments, planner
 from fractal_core.errors import Refused
 
 LARGEST_EDGE, LARGEST_SEED = 16384, 2**31
+
+
+def address(root: Path) -> dict[str, str]:
+    """What the address of a page asks for.
+
+    An export has no address, so where it is empty the command line is asked for a run in `root`:
+    `marimo export html notebooks/zoom.py -- --run runs/NAME`.
+    """
+    said = mo.query_params().to_dict()
+    asked = {name: each if isinstance(each, str) else each[-1] for name, each in said.items()}
+    if not asked and (given := list(filter(None, map(str, mo.cli_args().get_all("run"))))):
+        asked["run"] = ",".join(_inside(root, Path(run)) for run in given)
+    return asked
+
+
+def _inside(root: Path, path: Path) -> str:
+    """A run folder by its name in `root`; as it was given, if it does not lie there."""
+    here, there = root.resolve(), path.resolve()
+    return str(there.relative_to(here) if there.is_relative_to(here) else path)
+
+
+def exported() -> bool:
+    """Whether no browser asked for what runs now: it is an export, or a script."""
+    return mo.app_meta().request is None
 
 
 def settings(experiment: Any, without: Sequence[str] = ()) -> mo.ui.dictionary:

@@ -189,6 +189,11 @@ def _profile(axes: Axes, found: Roughness) -> None:
         marks = ticks(Axis("box size", low, high, 2))
         axes.set_xticks([float(mark) for mark in marks.values], marks.labels)
         axes.minorticks_off()
+    else:
+        lines = wrap(f"no D: {found.box.reason}", WIDTH / 3, NORMAL)
+        middle = {"ha": "center", "va": "center", "size": NORMAL}
+        axes.text(0.5, 0.5, "\n".join(lines), transform=axes.transAxes, **middle)
+        axes.set(xticks=[], yticks=[])
     factor = f"{power_of_ten(power)} " if power else ""
     axes.set_xlabel(f"box size, {factor}{found.unit}", size=NORMAL)
     axes.set_ylabel("local dimension D(ε)", size=NORMAL)

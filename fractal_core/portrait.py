@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fractal_core import control, figures
+from fractal_core import control, figures, recipe
 from fractal_core.errors import Refused
 from fractal_core.explore import View, children, cost, is_language_model, opened, zoomed
 from fractal_core.heatmap import Heatmap, heatmap
@@ -145,6 +145,16 @@ def keep_painted(
 
     canvas.answer(refresh)
     refresh()
+
+
+def still(view: View, quantity: str = "measure", palette: str = "split") -> bytes:
+    """A view as it is now, printed with its axes, legend and caption: a PNG."""
+    image = view.store.image() if view.store is not None else Image.empty(view.sweep.grid)
+    words = recipe.caption(view.store, quantity) if view.store is not None else "Not computed yet."
+    figure = figures.map_figure(
+        image, palette=palette, quantity=quantity, labels=view.sweep.labels, caption=words
+    )
+    return figures.render(figure, ".png")
 
 
 def _status(progress: control.Progress, view: View) -> str:

@@ -4,6 +4,7 @@ Here a run folder becomes a printed thing. Commands and the notebook both come t
 that a figure looks the same whichever way it was asked for.
 """
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,12 +89,13 @@ def draw(
         which: The boundary that `dimension` measures.
 
     Raises:
-        Refused: It cannot be drawn so.
+        Refused: It cannot be drawn so, or nothing of it is trained yet.
     """
     require_known("kind of figure", kind, KINDS)
     if not stores:
         raise Refused("no run is chosen; name one or more")
     store = stores[0]
+    _require_begun(stores if kind == "plate" else [store])
     if kind == "dimension":
         return _dimension(store, which, captioned)
     drawn: dict[str, Any] = {"palette": palette, "quantity": quantity}
@@ -117,6 +119,17 @@ def draw(
     drawn = {"width_mm": drawn["width_mm"]}
     figure = panels_figure(image, panels=3 if kind == "3 panels" else 4, **drawn, **shared)
     return Print(figure, recipe.text(kind, [store], drawn, words), words)
+
+
+def _require_begun(stores: Sequence[Store]) -> None:
+    """Refuse a figure on which there would be nothing but grey.
+
+    Raises:
+        Refused: No run has a single point.
+    """
+    if not any(np.ma.count(store.image().outcome) for store in stores):
+        names = ", ".join(store.path.name for store in stores)
+        raise Refused(f"nothing of {names} is trained yet; `fractal run {stores[0].path}` does it")
 
 
 def _plate(
@@ -190,6 +203,41 @@ def dimension_print(
     return Print(figure, recipe.text("dimension", [store], {"boundary": which}, caption), caption)
 
 
+USAGE = """usage: python notebooks/figures.py --run FOLDER [--run FOLDER ...] --out FOLDER
+
+Writes map, panels and dimension of every run as PDF, with captions, and a plate of several.
+
+  --run FOLDER  a run folder, such as runs/NAME; give it once for each run
+  --out FOLDER  where the files go
+  --help        say this"""
+
+
+def script(words: Sequence[str]) -> int:
+    """What the notebook does with the words after its name on the command line.
+
+    Returns:
+        The exit code, see `headless`; 2 for words that mean nothing.
+    """
+    if {"-h", "--help"} & set(words):
+        print(USAGE)
+        return 0
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--run", action="append", default=[])
+    parser.add_argument("--out", default="")
+    try:
+        given, others = parser.parse_known_args(words)
+        if others and others[0].startswith("-"):
+            raise Refused(f"there is no option {others[0]}; --help tells which there are")
+        if others:
+            raise Refused(f"{others[0]!r} belongs to no option; give --run again for each run")
+        if not given.run:
+            raise Refused("say which run to draw, --run FOLDER")
+    except (Refused, argparse.ArgumentError) as error:
+        print(f"fractal: {error}", file=sys.stderr)
+        return 2
+    return headless(given.run, given.out)
+
+
 def headless(runs: Sequence[str], out: str) -> int:
     """Write map, panels and dimension of runs as PDF, with captions, and a plate of several.
 
@@ -205,7 +253,7 @@ def headless(runs: Sequence[str], out: str) -> int:
     try:
         if not out:
             raise Refused("say where to write, --out FOLDER")
-        stores = [experiments.read_run(Path(run)) for run in runs]
+        stores = _begun([experiments.read_run(Path(run)) for run in runs])
         wanted = [(kind, [store]) for store in stores for kind in FILES]
         wanted += [("plate", stores)] if len(stores) > 1 else []
         paths = [store.path for store in stores]
@@ -221,6 +269,18 @@ def headless(runs: Sequence[str], out: str) -> int:
         print(f"fractal: {error.filename or out}: {error.strerror}", file=sys.stderr)
         return 2
     return 0 if any(drawn) else 2
+
+
+def _begun(stores: Sequence[Store]) -> list[Store]:
+    """Those that have a point; of the others it is said that they have none."""
+    begun = []
+    for store in stores:
+        try:
+            _require_begun([store])
+            begun.append(store)
+        except Refused as refusal:
+            print(f"fractal: {refusal}", file=sys.stderr)
+    return begun
 
 
 def _written(path: Path, kind: str, stores: Sequence[Store]) -> bool:
@@ -247,6 +307,19 @@ def runs_in(root: Path) -> dict[str, Path]:
     for path in sorted(root.glob("*/*/sweep.json")):
         found[str(path.parent.relative_to(root))] = path.parent
     return {name: path for name, path in found.items() if explore.points(path) > 1}
+
+
+def chosen(known: Mapping[str, Path], asked: str) -> tuple[list[str], str]:
+    """The runs that an address names with commas between them, the newest where it names none.
+
+    Returns:
+        Their names, and nothing; or no name where one of them is not there, and a sentence.
+    """
+    names = list(filter(None, asked.split(",")))
+    absent = ", ".join(name for name in names if name not in known)
+    if absent:
+        return [], f"{absent}: not among the maps in this folder; choose one that is"
+    return names or list(known)[:1], ""
 
 
 def stores_of(known: Mapping[str, Path], names: Sequence[str]) -> list[Store]:

@@ -102,7 +102,8 @@ def choosing_a_run():
     query = mo.query_params()
     control = explore.may_control(mo.app_meta().mode)
     _names = explore.maps(ROOT)
-    _asked = query.get("run") or (_names[0] if _names else None)
+    asked = forms.address(ROOT).get("run", "")
+    _asked = asked or (_names[0] if _names else None)
     _now = _asked if _asked in _names else None
     run = mo.ui.dropdown(_names, value=_now, label="run", searchable=True, full_width=True)
     which = mo.ui.radio(list(SIDES), value="trainable", label="**boundary of what is**")
@@ -112,6 +113,7 @@ def choosing_a_run():
     get_trouble, set_trouble = mo.state("")
     mo.sidebar([mo.md("### Run"), run, which, jitter, mo.md("news every"), tick], width="15rem")
     return (
+        asked,
         control,
         get_news,
         get_trouble,
@@ -126,8 +128,8 @@ def choosing_a_run():
 
 
 @app.cell(hide_code=True)
-def opened(query, run):
-    _name, store, _words = run.value or query.get("run"), None, ""
+def opened(asked, query, run):
+    _name, store, _words = run.value or asked, None, ""
     if run.value and query.get("run") != run.value:
         query.set("run", run.value)
     try:

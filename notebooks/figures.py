@@ -12,7 +12,17 @@ with app.setup(hide_code=True):
 
     import marimo as mo
 
-    from fractal_core import Refused, experiments, explore, figures, film, films, press, proof
+    from fractal_core import (
+        Refused,
+        experiments,
+        explore,
+        figures,
+        film,
+        films,
+        forms,
+        press,
+        proof,
+    )
 
     ROOT, OUT = Path("runs"), Path("figures")
 
@@ -21,11 +31,8 @@ with app.setup(hide_code=True):
 def headless():
     # python notebooks/figures.py --run runs/NAME --out DIR
     script = mo.app_meta().mode == "script"
-    _arguments = mo.cli_args()
-    _asked = script and "run" in _arguments
-    _out = str(_arguments.get("out") or "")
-    if _asked and (_code := press.headless(_arguments.get_all("run"), _out)):
-        sys.exit(_code)
+    if script and sys.argv[1:]:
+        sys.exit(press.script(sys.argv[1:]))
     return (script,)
 
 
@@ -46,10 +53,10 @@ def choosing():
     control = explore.may_control(mo.app_meta().mode)
     why = "" if control else "open with --allow-control to write files or make runs"
     known = press.runs_in(ROOT)
-    _wanted = [name for name in (_query.get("run") or "").split(",") if name in known]
+    _wanted, absent = press.chosen(known, forms.address(ROOT).get("run", ""))
     runs = mo.ui.multiselect(
         list(known),
-        value=_wanted or list(known)[:1],
+        value=_wanted,
         label="runs",
         on_change=lambda names: _query.set("run", ",".join(map(str, names))),
         full_width=True,
@@ -68,7 +75,7 @@ def choosing():
         )
     )
     mo.hstack([runs, kind], widths=[3, 1], align="end") if known else _empty
-    return control, kind, known, runs, why
+    return absent, control, kind, known, runs, why
 
 
 @app.cell(hide_code=True)
@@ -117,11 +124,11 @@ def side(captioned, child, filmed, heading, kind, palette, quantity, size, suffi
 
 @app.cell(hide_code=True)
 def printing(
-    captioned, child, filmed, heading, kind, known, palette, quantity, runs, script, width
+    absent, captioned, child, filmed, heading, kind, known, palette, quantity, runs, script, width
 ):
     # A cell that stops would leave an error in each cell after it, when it is exported.
-    printed, _wrong = None, ""
-    if known and not (script or filmed):
+    printed, _wrong = None, "" if runs.value else absent
+    if known and not (script or filmed or _wrong):
         try:
             with mo.status.spinner("drawing"):
                 printed = press.draw(

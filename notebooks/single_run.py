@@ -33,7 +33,7 @@ def navigation():
     query = mo.query_params()
     control = explore.may_control(mo.app_meta().mode)
     why = "" if control else explore.CLOSED
-    get_address, set_address = mo.state(dict(query.to_dict()))
+    get_address, set_address = mo.state(forms.address(ROOT))
     get_trouble, set_trouble = mo.state("")
 
     def go(name):

@@ -32,7 +32,7 @@ def navigation():
     query = mo.query_params()
     control = explore.may_control(mo.app_meta().mode)
     why = "" if control else explore.CLOSED
-    get_address, set_address = mo.state(query.get("run") or "")
+    get_address, set_address = mo.state(forms.address(ROOT).get("run", ""))
     get_trouble, set_trouble = mo.state("")
 
     def go(name):
@@ -245,7 +245,7 @@ def canvas(view):
     # Built once per run. Whoever repaints names `raw`; naming `heat` would run on every drag.
     raw = portrait.widget(ROOT, view) if view is not None else Heatmap()
     heat = mo.ui.anywidget(raw)
-    heat if view is not None else None
+    heat if view is not None and not forms.exported() else None
     return heat, raw
 
 
@@ -253,6 +253,8 @@ def canvas(view):
 def painting(palette, quantity, raw, view):
     mo.stop(view is None)
     portrait.keep_painted(raw, ROOT, view, quantity.value, palette.value)
+    _still = forms.exported() and portrait.still(view, quantity.value, palette.value)
+    mo.image(_still, alt=view.name, width=640) if _still else None
     return
 
 

@@ -31,7 +31,7 @@ def title():
 def navigation():
     query = mo.query_params()
     control = explore.may_control(mo.app_meta().mode)
-    get_address, set_address = mo.state(dict(query.to_dict()))
+    get_address, set_address = mo.state(forms.address(ROOT))
     get_history, set_history = mo.state(((), ()))
     get_trouble, set_trouble = mo.state("")
 
@@ -217,13 +217,15 @@ def canvas(view):
     # Built once per view. Whoever repaints names `raw`; naming `heat` would run on every drag.
     raw = portrait.widget(ROOT, view)
     heat = mo.ui.anywidget(raw)
-    heat
+    None if forms.exported() else heat
     return heat, raw
 
 
 @app.cell(hide_code=True)
 def painting(palette, quantity, raw, tell, view):
     portrait.keep_painted(raw, ROOT, view, quantity.value, palette.value, tell)
+    _still = forms.exported() and portrait.still(view, quantity.value, palette.value)
+    mo.image(_still, alt=view.name, width=640) if _still else None
     return
 
 

@@ -4,6 +4,7 @@ import html
 import re
 
 import pytest
+from marimo._runtime.params import CLIArgs
 
 from fractal_core import Refused, experiments, forms, sizes
 
@@ -23,6 +24,26 @@ def test_what_cannot_be_done_is_told_in_a_sentence():
     assert told[2:] == ["", "not here", "", "no room"]
     with pytest.raises(ZeroDivisionError):
         attempt(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("address", "line", "shown"),
+    [
+        ({"run": "near"}, {"run": "runs/wide"}, {"run": "near"}),
+        ({"preset": "relu"}, {"run": "runs/wide"}, {"preset": "relu"}),
+        ({}, {"run": "runs/wide/"}, {"run": "wide"}),
+        ({}, {"run": ["runs/wide", "runs/paper/tanh"]}, {"run": "wide,paper/tanh"}),
+        ({}, {"run": "elsewhere/wide"}, {"run": "elsewhere/wide"}),
+        ({}, {"run": ""}, {}),
+        ({}, {}, {}),
+    ],
+)
+def test_an_export_is_told_its_run_on_the_command_line(address, line, shown, tmp_path, monkeypatch):
+    """By its folder, and only where the address is empty; no other folder is taken for it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(forms.mo, "query_params", lambda: CLIArgs(address))
+    monkeypatch.setattr(forms.mo, "cli_args", lambda: CLIArgs(line))
+    assert forms.address(tmp_path / "runs") == shown
 
 
 def test_every_setting_has_a_field():

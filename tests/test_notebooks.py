@@ -1,40 +1,70 @@
 """Every notebook where nobody sits before it: as a script and as an export."""
 
+import base64
+import io
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+from PIL import Image as Picture
 from serving import NOTEBOOKS
+from small import region, run
 
 from fractal_core.bench import zoom
 
 EXPORT = ("-m", "marimo", "-q", "export")
+MAPS = ("zoom", "sweep")
+"""Notebooks whose map is a widget, which an export replaces by a picture."""
 
 
 @pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.py")), ids=lambda path: path.stem)
 def test_a_notebook_that_nobody_watches_starts_nothing(notebook, tmp_path):
     """As a script, as a page and as a Jupyter notebook it has its pictures; no process, no run."""
     page, jupyter = tmp_path / "page.html", tmp_path / "page.ipynb"
-    for command in (
-        (str(notebook),),
-        (*EXPORT, "html", str(notebook), "-o", str(page)),
-        (*EXPORT, "ipynb", str(notebook), "-o", str(jupyter), "--include-outputs"),
-    ):
-        answer = subprocess.run(
-            [sys.executable, *command],
-            cwd=tmp_path,
-            env=zoom.environment(tmp_path, control=True),
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-        assert answer.returncode == 0, answer.stdout + answer.stderr
-        assert zoom.offspring(tmp_path) == []
-        assert not (tmp_path / "runs").exists()
+    _quietly(tmp_path, str(notebook))
+    _quietly(tmp_path, *EXPORT, "html", str(notebook), "-o", str(page))
+    assert not (tmp_path / "runs").exists()
+    wanted = ()
+    if notebook.stem in MAPS:
+        run(tmp_path / "runs", "small", region())
+        wanted = ("--", "--run", "runs/small")
+    _quietly(
+        tmp_path,
+        *(*EXPORT, "ipynb", str(notebook), "-o", str(jupyter), "--include-outputs"),
+        *wanted,
+    )
     cells = json.loads(jupyter.read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert outputs
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert "marimo" in page.read_text()
+    if wanted:
+        shown = "".join("".join(each.get("data", {}).get("text/html", "")) for each in outputs)
+        (coded,) = re.findall(r"<img src='data:image/png;base64,([^']+)' alt='small'", shown)
+        assert Picture.open(io.BytesIO(base64.b64decode(coded))).width > 1000
+        assert "marimo-anywidget" not in shown
+
+
+def _quietly(folder, *command):
+    """Run Python in a folder; no process is left and no run was touched."""
+    before = _kept(folder)
+    answer = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=zoom.environment(folder, control=True),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert zoom.offspring(folder) == []
+    assert _kept(folder) == before
+
+
+def _kept(folder):
+    """All files below `runs`, with what they hold; a folder holds nothing."""
+    inside = [folder / "runs", *(folder / "runs").rglob("*")]
+    return {path: path.is_file() and path.read_bytes() for path in inside if path.exists()}

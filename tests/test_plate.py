@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from page import assert_clear, texts_of
 from PIL import Image as Picture
-from small import QUICK, region, run
+from small import region, run
 from test_figures import DEEPEST, INIT, TANH, WIDE, lab, nearest, picture_of
 
-from fractal_core import Refused, TinyNetworks, figures, plate, press, proof, recipe, sheet
+from fractal_core import Refused, TinyNetworks, engine, figures, plate, press, proof, recipe, sheet
 from fractal_core.plate import Tile, plate_figure
 
 NAMES = ("input layer learning rate", "output layer learning rate")
@@ -75,7 +75,7 @@ def test_an_impossible_plate_is_refused(count, width, match):
 
 def test_runs_of_one_condition_go_by_their_names(tmp_path):
     """Titles tell the maps apart; the recipe holds all runs in order."""
-    stores = [run(tmp_path, name, region(), whole=False) for name in ("one", "two")]
+    stores = [run(tmp_path, name, region()) for name in ("one", "two")]
     printed = press.draw("plate", stores)
     said = {text.get_text() for text in texts_of(printed.figure)}
     assert {"a one", "b two"} <= said
@@ -132,14 +132,19 @@ def test_the_sides_of_the_palette_stay_apart_under_every_proof():
 def test_headless_writes_what_it_can(tmp_path, capsys):
     """Map and panels as PDF with the recipe; of a figure that cannot be drawn the reason."""
     run(tmp_path, "done", region())
-    run(tmp_path, "begun", region(), QUICK, whole=False)
+    next(iter(engine.run_here(run(tmp_path, "begun", region(rows=64, cols=64), whole=False))))
+    run(tmp_path, "empty", region(), whole=False)
     folder = tmp_path / "out"
-    assert press.headless([str(tmp_path / "done"), str(tmp_path / "begun")], str(folder)) == 0
+    names = [str(tmp_path / name) for name in ("done", "begun", "empty")]
+    assert press.headless(names, str(folder)) == 0
     written = {path.name for path in folder.iterdir()}
     assert {"done-map.pdf", "done-panels3.pdf", "done-panels4.pdf", "plate.pdf"} <= written
     assert "done-dimension.pdf" in written
     assert "begun-dimension.pdf" not in written
-    assert re.search(r"no .*begun-dimension\.pdf: ", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search(r"no .*begun-dimension\.pdf: ", said)
+    assert said.count("nothing of empty is trained yet; `fractal run ") == 1
+    assert not [name for name in written if name.startswith("empty")]
     assert recipe.read(folder / "done-panels4.pdf").kind == "4 panels"
     assert press.headless([str(tmp_path / "none")], str(folder)) == 2
     assert press.headless([str(tmp_path / "done")], "") == 2
@@ -149,7 +154,7 @@ def test_runs_of_one_name_become_files_of_their_own(tmp_path, monkeypatch):
     """The folders that they lie in tell them apart, on a plate as well; other names stay short."""
     monkeypatch.setattr(press, "FILES", {"map": "map"})
     stores = [
-        run(tmp_path / place, name, region(rows=rows), whole=False)
+        run(tmp_path / place, name, region(rows=rows))
         for place, name, rows in (("one", "tanh", 8), ("two", "tanh", 9), ("two", "relu", 10))
     ]
     paths = [store.path for store in stores]
@@ -168,7 +173,9 @@ def test_runs_of_one_name_become_files_of_their_own(tmp_path, monkeypatch):
 
 def test_headless_says_in_a_sentence_what_cannot_be_written_or_read(tmp_path, capsys, monkeypatch):
     """A file in place of the folder, a full disk, a run that may not be read, nothing to draw."""
-    begun = str(run(tmp_path, "begun", region(), QUICK, whole=False).path)
+    store = run(tmp_path, "begun", region(rows=64, cols=64), whole=False)
+    next(iter(engine.run_here(store)))
+    begun = str(store.path)
     (tmp_path / "file").touch()
 
     def full(*_):
@@ -191,6 +198,51 @@ def test_headless_says_in_a_sentence_what_cannot_be_written_or_read(tmp_path, ca
         assert re.match(said, error)
         assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", press.KINDS)
+def test_nothing_but_grey_is_not_drawn(kind, tmp_path):
+    """Of a run without a single point there is no figure, but the sentence that says what to do."""
+    empty = run(tmp_path, "empty", region(), whole=False)
+    with pytest.raises(Refused, match="nothing of empty is trained yet; `fractal run "):
+        press.draw(kind, [empty])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("", 2, "say which run to draw, --run FOLDER"),
+        ("--out there", 2, "say which run to draw, --run FOLDER"),
+        ("--run one", 2, "say where to write, --out FOLDER"),
+        ("--run", 2, "--run: expected one argument"),
+        ("--runs one --out there", 2, "there is no option --runs; --help tells"),
+        ("--ru one --out there", 2, "there is no option --ru; --help tells"),
+        ("--run one two --out there", 2, "'two' belongs to no option; give --run again for each"),
+        ("--run one --help", 0, ""),
+    ],
+)
+def test_the_notebook_as_a_script_takes_no_word_that_it_does_not_know(
+    words, code, said, capsys, monkeypatch
+):
+    """It says in one sentence what is wrong, and what there is when it is asked."""
+    assert press.script(words.split()) == code
+    answer = capsys.readouterr()
+    assert said in answer.err
+    assert answer.err.count("\n") == (code == 2)
+    assert ("usage: " in answer.out) == (code == 0)
+    monkeypatch.setattr(press, "headless", lambda *given: 7 * (given == (["a", "b"], "c")))
+    assert press.script(["--run", "a", "--run", "b", "--out", "c"]) == 7
+
+
+def test_an_address_of_a_run_that_is_not_there_chooses_none(tmp_path):
+    """It is named in a sentence, and no other run takes its place; no address is the newest."""
+    known = {"new": tmp_path / "new", "old": tmp_path / "old"}
+    assert press.chosen(known, "") == (["new"], "")
+    assert press.chosen(known, "old,new") == (["old", "new"], "")
+    names, said = press.chosen(known, "old,nope")
+    assert names == []
+    assert said.startswith("nope: not among the maps")
+    assert press.chosen({}, "") == ([], "")
 
 
 def test_a_notebook_writes_below_its_folder_only(tmp_path, monkeypatch):

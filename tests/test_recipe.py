@@ -16,6 +16,7 @@ from fractal_core import (
     Sweep,
     experiments,
     explore,
+    figures,
     film,
     films,
     press,
@@ -86,7 +87,9 @@ def test_a_figure_of_a_preset_needs_no_run(tmp_path):
     preset = experiments.PRESETS["minibatch"]
     sweep = Sweep.over(preset.experiment, preset.region(True, 32, 32))
     store = Store.create(tmp_path / "elsewhere" / "deep", sweep)
-    (shown,) = recipe.read(_drawn(store, tmp_path)).runs
+    path, told = tmp_path / "figure.svg", recipe.text("map", [store], {}, "")
+    figures.save(figures.map_figure(store.image()), path, told)
+    (shown,) = recipe.read(path).runs
     found = recipe.address(tmp_path / "runs", shown)
     assert found["preset"] == "minibatch"
     assert explore.from_address(tmp_path / "runs", found).sweep.id == sweep.id

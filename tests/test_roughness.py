@@ -126,6 +126,19 @@ def test_the_figure_shows_boundary_profile_and_nulls(tmp_path):
         assert (tmp_path / f"chart{suffix}").stat().st_size > 1000
 
 
+def test_the_figure_says_why_there_is_no_dimension():
+    """In place of an empty chart."""
+    labels = sets.KOCH.placed(8, 1)
+    found = measured(labels)
+    assert found.box.value is None
+    figure = plots.dimension_figure(labels, found, names=("a", "b"), spans=(9.0, 9.0))
+    chart = figure.axes[1]
+    assert not chart.lines
+    assert not chart.get_yticks().size
+    (words,) = (text.get_text() for text in chart.texts)
+    assert words.replace("\n", " ") == f"no D: {found.box.reason}"
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A small finished run."""

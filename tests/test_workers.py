@@ -333,7 +333,7 @@ def test_nothing_outlives_its_unit(tmp_path, end):
     exits = drive(store, slots=1)
     assert len(born(store, unit)) == 4 * len([e for e in exits if e.order.unit == unit])
     assert bool(store.missing()) == bool(end)
-    until(lambda: not any(map(alive, born(store, unit))), "the end of the children", 10)
+    until(lambda: not any(map(alive, born(store, unit))), "the end of the children")
 
 
 def test_the_children_of_a_copied_worker_end_with_it(tmp_path):
@@ -347,7 +347,22 @@ def test_the_children_of_a_copied_worker_end_with_it(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdin=subprocess.DEVNULL)
     assert born(store, unit)
-    until(lambda: not any(map(alive, born(store, unit))), "the end of the children", 10)
+    until(lambda: not any(map(alive, born(store, unit))), "the end of the children")
+
+
+@pytest.mark.parametrize(("loaded", "begun"), [("", "-c"), (", torch", "-m")])
+def test_a_process_in_which_torch_may_compute_is_not_copied(tmp_path, loaded, begun):
+    """A copy has none of torch's threads, and would wait for them."""
+    store = make(tmp_path / "run", 8, 8)
+    code = (
+        f"import psutil, fractal_core.kernels.cpu{loaded}\nfrom pathlib import Path\n"
+        "from fractal_core import local, machine\n"
+        f"crew = local.LocalCrew(Path({str(store.path)!r}), machine.slots(('cpu',), 1))\n"
+        "print(psutil.Process(crew.processes()[0]).cmdline()[1])\ncrew.close()\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    assert done.stdout.decode().split() == [begun]
 
 
 def flood(store: Store, amount: int) -> None:
