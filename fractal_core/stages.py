@@ -265,7 +265,8 @@ def again(folder: Path, size: str, stage: str) -> None:
                 speedrun.set_aside(folder, named[stage])
             speedrun.perform([named[stage]], record, max(1, len(machine.gpus())), lock)
             if report(folder) is not None:
-                get_report().generate()
+                with contextlib.suppress(common.Refused):  # what it was made of may be gone
+                    get_report().generate()
 
 
 def _alone(folder: Path, size: str, stage: str) -> tuple[str, ...]:
