@@ -1,6 +1,7 @@
 """Films of runs: keyframes between two, and films that are made in the background."""
 
 import os
+import re
 
 import pytest
 import waiting
@@ -68,7 +69,9 @@ def test_keyframes_become_run_folders_once(tmp_path):
     views = films.keyframes([near, wide])
     assert len(views) == 3
     price = films.price(views, [near, wide])
-    assert price.startswith(f"3 keyframes, {3 * 16 * 24:,} runs to train, about")
+    assert re.match(
+        r"3 keyframes, 1,152 runs to train, (about .* s|under 1 s) on this machine$", price
+    )
     made = films.make(views)
     assert [store.path.name.rpartition("-")[0] for store in made] == [
         "near-key01",
