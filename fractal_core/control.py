@@ -214,6 +214,15 @@ class Progress:
     stopping: bool = False
     slots: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def state(self) -> str:
+        """running, stopping, complete, stopped before that, or gone: its folder is."""
+        if self.process is not None:
+            return "stopping" if self.stopping else "running"
+        if not Path(self.run).exists():
+            return "gone"
+        return "stopped" if self.units_missing else "complete"
+
 
 def progress(store: Store) -> Progress:
     """Read from the disk how far a run is."""

@@ -261,9 +261,9 @@ class _Desk:
             row = {**asdict(slot), "process": pids.get(slot.index), "since": since}
             row["unit"] = order.unit.key if order else None
             if gpu := used.get(slot.device):
-                row |= {"gpu_percent": gpu.used_percent}
+                row["gpu_percent"] = gpu.used_percent
                 if gpu.memory_total:
-                    row |= {"gpu_bytes": gpu.memory_used}
+                    row["gpu_bytes"] = gpu.memory_used
             slots.append(row)
         self.journal.status(
             process=os.getpid(),

@@ -319,11 +319,11 @@ class LocalCrew:
         # Copying this process saves the first picture a second. Only one that has a single thread
         # and holds no GPU can be copied safely, so replacements are begun anew; the threads with which
         # torch computes are none of Python's, and a copy would wait for them for ever.
-        loaded = "fractal_core.kernels.cpu" in sys.modules and "torch" not in sys.modules
-        loaded = loaded and threading.active_count() == 1
+        loaded = "fractal_core.kernels.cpu" in sys.modules
+        alone = threading.active_count() == 1 and "torch" not in sys.modules
         self._workers: dict[int, Worker] = {}
         for slot in slots:
-            self._hire(slot, fork=loaded and slot.device == "cpu")
+            self._hire(slot, fork=loaded and alone and slot.device == "cpu")
 
     def _hire(self, slot: Slot, fork: bool = False) -> Worker:
         folder = self.path / "state" / "logs"

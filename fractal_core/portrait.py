@@ -61,19 +61,27 @@ def _spread(array: np.ma.MaskedArray, picture: np.ma.MaskedArray) -> np.ma.Maske
 
 
 def selected(root: Path, view: View, box: Sequence[float]) -> tuple[View | None, str]:
-    """The view of a dragged rectangle, if there is one that can be computed; and what that takes, or
-    the view itself, as HTML that tests can read.
-    """
-    inner, gauge, region = None, "", view.sweep.region
+    """The view of a dragged rectangle, if there is one that can be computed; and why not."""
     try:
-        inner = zoomed(root, view, box) if box else None
-        price = cost(inner or view, like=view)
-        words, gauge = f"{'selection' if inner else 'this view'}: {price}", price.gauge
-        region = (inner or view).sweep.region
+        return zoomed(root, view, box) if box else None, ""
     except Refused as error:
-        inner, words = None, f"cannot zoom there: {error}"
+        return None, f"cannot zoom there: {error}"
+
+
+def price(view: View, inner: View | None, trouble: str) -> str:
+    """What a selection takes, or the view itself where there is none, as HTML that tests can read.
+
+    Args:
+        view: The view.
+        inner: What was selected in it,
+        trouble: and why that cannot be computed, as `selected` returns them.
+    """
+    words, gauge, region = trouble, "", (inner or view).sweep.region
+    if not trouble:
+        takes = cost(inner or view, like=view)
+        words, gauge = f"{'selection' if inner else 'this view'}: {takes}", takes.gauge
     ends = [f"{axis.name} {axis.low!r} … {axis.high!r}" for axis in (region.x, region.y)]
-    return inner, (
+    return (
         f"<div><span data-testid='cost'>{html.escape(words)}</span> {gauge}<br>"
         f"<small data-testid='region'>{html.escape(' · '.join(ends))}</small></div>"
     )
@@ -93,12 +101,8 @@ def phase(view: View, progress: control.Progress | None = None) -> str:
     """
     if view.store is None:
         return "not begun"
-    now = progress or control.progress(view.store)
-    if now.process is not None:
-        return "running"
-    if not view.path.exists():
-        return "gone"
-    return "complete" if now.done == now.points else "stopped"
+    now = (progress or control.progress(view.store)).state
+    return "running" if now == "stopping" else now
 
 
 def keep_painted(
@@ -161,9 +165,9 @@ def _status(progress: control.Progress, view: View) -> str:
     share = f"{progress.done:,} of {progress.points:,} runs"
     if progress.done == progress.points:
         return f"complete: {share}"
+    if progress.state == "gone":
+        return "the folder of this run is gone"
     if progress.process is None:
-        if not view.path.exists():
-            return "the folder of this run is gone"
         failed = f", {progress.failed:,} failed" if progress.failed else ""
         return f"stopped: {share}{failed}"
     left = progress.seconds_remaining

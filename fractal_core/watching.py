@@ -177,11 +177,9 @@ def glance(store: Store, meter: Meter) -> Glance:
     """Look at a sweep, from the disk and from the processes that it names."""
     progress = control.progress(store)
     running = progress.process is not None
-    state = "running" if running else "stopped" if progress.units_missing else "complete"
-    if running and progress.stopping:
-        state = "stopping"
-    if not running and progress.done == 0:
-        state = "not begun" if store.path.exists() else "gone"
+    state = progress.state
+    if state == "stopped" and not progress.done:
+        state = "not begun"
     seconds = progress.seconds_remaining if running else None
     return Glance(
         state=state,

@@ -178,11 +178,17 @@ def phase(view):
 
 
 @app.cell(hide_code=True)
-def selection(get_phase, heat, view):
+def selection(heat, view):
+    inner, trouble = portrait.selected(ROOT, view, heat.roi)
+    return inner, trouble
+
+
+@app.cell(hide_code=True)
+def price(get_phase, inner, trouble, view):
+    # Apart from the selection, or "zoom in" would be made anew when a run ends, and lose a click.
     get_phase()
-    inner, _words = portrait.selected(ROOT, view, heat.roi)
-    mo.Html(_words)
-    return (inner,)
+    mo.Html(portrait.price(view, inner, trouble))
+    return
 
 
 @app.cell(hide_code=True)

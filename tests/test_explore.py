@@ -153,10 +153,15 @@ def test_bookmarks_of_two_tabs_are_all_kept(root):
 def test_what_a_rectangle_takes_is_said_as_text(root):
     """The name of a folder is never markup, whoever chose it."""
     whole = open_view(root, "whole")
-    inner, words = portrait.selected(root, whole, [1e-2, 1e3, 1e-1, 1e4])
+
+    def asked(view, box):
+        inner, trouble = portrait.selected(root, view, box)
+        return inner, portrait.price(view, inner, trouble)
+
+    inner, words = asked(whole, [1e-2, 1e3, 1e-1, 1e4])
     assert inner.sweep.id == zoomed(root, whole, [1e-2, 1e3, 1e-1, 1e4]).sweep.id
     assert "selection: 384 runs" in words
-    assert "this view: computed already" in portrait.selected(root, whole, [])[1]
+    assert "this view: computed already" in asked(whole, [])[1]
     (root / "whole").rename(root / "<img src=x>")
     foreign = open_view(root, "<img src=x>")
     seen = {"flips": 60, "pairs": 100}
@@ -164,7 +169,7 @@ def test_what_a_rectangle_takes_is_said_as_text(root):
     rest = {"pitch": 1e13, "values": (24, 16), "cells": (24, 16), "boundary": True}
     text = canonical({"sweep": foreign.sweep.id, **told, **rest})
     foreign.store.files.put_latest(sight.KEPT, text.encode())
-    inner, words = portrait.selected(root, foreign, [1.0, 1.0 + 1e-9, 1.0, 1.0 + 1e-9])
+    inner, words = asked(foreign, [1.0, 1.0 + 1e-9, 1.0, 1.0 + 1e-9])
     assert inner is None
     assert "cannot zoom there" in words
     assert "<img" not in words

@@ -257,8 +257,8 @@ def main(config: Config) -> dict[str, int]:
             raise Refused("four shards take at least 8 documents")
         documents = corpus.documents(config.builtin)
         if list_parquet_files():
-            shards = (parquets_iter_batched(split) for split in ("train", "val"))
-            if list(itertools.chain.from_iterable(itertools.chain(*shards))) != documents:
+            groups = itertools.chain(parquets_iter_batched("train"), parquets_iter_batched("val"))
+            if [text for group in groups for text in group] != documents:
                 raise Refused(
                     f"{data_folder()} already holds other shards; remove them or choose another base"
                 )

@@ -248,8 +248,10 @@ def resumed(stage: Stage) -> Stage:
 class Lock:
     """What keeps others out of a folder, for as long as any process has the descriptor open.
 
+    So it is handed down to the stages, which outlive a run that is killed; FileLock keeps its own.
+
     Args:
-        folder: It.
+        folder: Where they work.
         descriptor: Of the locked file, in which stands who works.
     """
 
