@@ -38,40 +38,63 @@ def exported() -> bool:
     return mo.app_meta().request is None
 
 
-def settings(experiment: Any, without: Sequence[str] = ()) -> mo.ui.dictionary:
+class Fields(dict[str, Any]):
+    """Input fields by name, each an element of its own, read together.
+
+    `mo.ui.dictionary` forgets changes: of those that come while the kernel is busy it is handed
+    only the last. Fields of this kind all arrive. What reads them is told by a state of marimo's,
+    whose setter every field gets as `changed`; cells that a click runs may come before it, so they
+    ask the fields and not what another cell made of them.
+    """
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """What the fields hold now."""
+        return {name: field.value for name, field in self.items()}
+
+
+def settings(
+    experiment: Any, changed: Callable[[Any], None] | None = None, without: Sequence[str] = ()
+) -> Fields:
     """A field for every setting of an experiment; a list where only some values are allowed."""
-    fields = {}
+    fields = Fields()
     for choice in planner.choices(experiment):
         if choice.name not in without:
+            common: dict[str, Any] = {"label": choice.name, "on_change": changed}
             fields[choice.name] = (
-                mo.ui.dropdown(choice.options, value=choice.value, label=choice.name)
+                mo.ui.dropdown(choice.options, value=choice.value, **common)
                 if choice.options
-                else mo.ui.text(choice.value, label=choice.name)
+                else mo.ui.text(choice.value, **common)
             )
-    return mo.ui.dictionary(fields)
+    return fields
 
 
-def plane(preset: str, axes: tuple[str, str], window: str) -> mo.ui.dictionary:
+def plane(
+    preset: str,
+    axes: tuple[str, str],
+    window: str,
+    changed: Callable[[Any], None] | None = None,
+) -> Fields:
     """Fields for both axes, the grid and the seed, as `planner.chosen` reads them."""
     edge = planner.usual_edge(experiments.preset(preset).experiment)
-    fields: dict[str, Any] = {}
+    fields = Fields()
     ends = planner.ends_as_text(preset, axes, window)
     for axis, (low, high), cells in zip("xy", ends, ("columns", "rows"), strict=True):
-        fields[f"{axis} scale"] = mo.ui.dropdown(["log10", "linear"], value="log10", label="scale")
-        fields[f"{axis} from"] = mo.ui.text(low, label=f"{axis} from")
-        fields[f"{axis} to"] = mo.ui.text(high, label=f"{axis} to")
-        fields[cells] = mo.ui.number(1, LARGEST_EDGE, value=edge, label=cells)
-    fields["seed"] = mo.ui.number(0, LARGEST_SEED, value=0, label="seed")
-    return mo.ui.dictionary(fields)
+        fields[f"{axis} scale"] = mo.ui.dropdown(
+            ["log10", "linear"], value="log10", label="scale", on_change=changed
+        )
+        fields[f"{axis} from"] = mo.ui.text(low, label=f"{axis} from", on_change=changed)
+        fields[f"{axis} to"] = mo.ui.text(high, label=f"{axis} to", on_change=changed)
+        fields[cells] = mo.ui.number(1, LARGEST_EDGE, value=edge, label=cells, on_change=changed)
+    fields["seed"] = mo.ui.number(0, LARGEST_SEED, value=0, label="seed", on_change=changed)
+    return fields
 
 
-def crew(experiment: Any) -> mo.ui.dictionary:
-    """Fields for the devices of this machine and the workers on each, all devices to begin with."""
+def crew(experiment: Any) -> tuple[mo.ui.multiselect, mo.ui.number]:
+    """Fields for the devices of this machine, all to begin with, and for the workers on each."""
     here = planner.devices(experiment)
     each = mo.ui.number(0, 1024, value=0, label="workers on each (0: as many as suit)")
-    return mo.ui.dictionary(
-        {"devices": mo.ui.multiselect(here, value=here, label="devices"), "each": each}
-    )
+    return mo.ui.multiselect(here, value=here, label="devices"), each
 
 
 def line(*elements: Any) -> mo.Html:
@@ -85,15 +108,15 @@ def heading(text: str) -> mo.Html:
     return mo.md(f"## {plain}")
 
 
-def of_settings(fields: mo.ui.dictionary, first: Sequence[Any]) -> mo.Html:
+def of_settings(fields: Fields, first: Sequence[Any]) -> mo.Html:
     """Some fields, the length and precision of a run among them, and a drawer with the others."""
-    main = [name for name in ("steps", "num_steps", "dtype") if name in fields.elements]
-    rest = [field for name, field in fields.elements.items() if name not in main]
+    main = [name for name in ("steps", "num_steps", "dtype") if name in fields]
+    rest = [field for name, field in fields.items() if name not in main]
     drawer = mo.accordion({"All settings": line(*rest)})
     return mo.vstack([line(*first, *(fields[name] for name in main)), drawer])
 
 
-def of_plane(axes: mo.ui.array, fields: mo.ui.dictionary) -> mo.Html:
+def of_plane(axes: Sequence[mo.ui.dropdown], fields: Fields) -> mo.Html:
     """The fields of `plane`, an axis to a line."""
     ends = [
         line(name, *(fields[f"{axis} {what}"] for what in ("scale", "from", "to")))

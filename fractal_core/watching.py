@@ -3,7 +3,7 @@
 import collections
 import html
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,61 +48,48 @@ def begin(
     return explore.begin(replace(view, parent=above), options).name
 
 
-def asked(
-    root: Path,
-    preset: str,
-    axes: tuple[str, str],
-    plane: Mapping[str, Any],
-    settings: Mapping[str, str],
-    crew: Mapping[str, Any],
-) -> tuple[Sweep | None, str, tuple[str, ...]]:
-    """The sweep that a form asks for, if it can be done, words for either, and what to know.
+def price(
+    root: Path, asked: Callable[[], Sweep], crew: tuple[Sequence[str], int]
+) -> tuple[str, tuple[str, ...]]:
+    """What the sweep costs that a form asks for, or why it cannot be done; and what to know.
 
     Args:
         root: Where runs are.
-        preset: What the form began with.
-        axes: The settings that x and y move.
-        plane: Its fields, see `planner.chosen`.
-        settings: All settings, as text.
-        crew: The devices, and the workers on `each`.
+        asked: Gives the sweep, or refuses.
+        crew: The devices, and the workers on each.
     """
     try:
-        sweep = planner.chosen(preset, axes, plane, settings)
-        places = planner.places(sweep, **crew)
+        sweep = asked()
+        places = planner.places(sweep, *crew)
         found = planner.cost(sweep, places, root)
-        return sweep, cost_in_words(found, places), found.notes
+        return cost_in_words(found, places), found.notes
     except Refused as error:
-        return None, f"cannot be done: {error}", ()
+        return f"cannot be done: {error}", ()
 
 
 def selected(
     root: Path,
-    view: View | None,
+    view: View,
     box: Sequence[float],
     point: Sequence[float],
-    grid: tuple[int | None, int | None],
-    crew: Mapping[str, Any],
-) -> tuple[Sweep | None, str]:
-    """The sweep that a rectangle of a map asks for, if it can be done, and words for either.
+    asked: Callable[[], Sweep],
+    crew: tuple[Sequence[str], int],
+) -> tuple[str, tuple[str, ...]]:
+    """What is to be said of a selection in a map: `price` of a rectangle, or what can be done.
 
     Args:
         root: Where runs are.
-        view: The map, if there is one.
+        view: The map.
         box: The rectangle, or nothing.
         point: A clicked point, or nothing.
-        grid: Rows and columns of the sweep; None for those of the map.
-        crew: The devices, and the workers on `each`.
+        asked: Gives the sweep of the rectangle, or refuses.
+        crew: The devices, and the workers on each.
     """
-    if view is None or not box:
-        if view is not None and point:
-            return None, lone_point(view, point[0], point[1])
-        return None, "Drag a rectangle to sweep it closer, click a point to train it alone."
-    try:
-        inner = explore.inside(view, box, *grid)
-        places = planner.places(view.sweep, **crew)
-        return inner, cost_in_words(planner.cost(inner, places, root), places)
-    except Refused as error:
-        return None, f"cannot zoom there: {error}"
+    if box:
+        return price(root, asked, crew)
+    if point:
+        return lone_point(view, point[0], point[1]), ()
+    return "Drag a rectangle to sweep it closer, click a point to train it alone.", ()
 
 
 def noted(name: str, words: str, notes: Sequence[str] = ()) -> str:

@@ -227,7 +227,7 @@ def linking(filmed, known, runs, script):
 
 
 @app.cell(hide_code=True)
-def filming(chain, control, filmed, frames, get_film, name, price, script, why):
+def filming(chain, control, frames, get_film, why):
     _busy = get_film()[0]
     roll = mo.ui.run_button(
         label="make the film", disabled=_busy or not (control and chain), tooltip=why
@@ -236,6 +236,11 @@ def filming(chain, control, filmed, frames, get_film, name, price, script, why):
     keys = mo.ui.run_button(
         label="make the keyframes", disabled=not (control and frames), tooltip=why
     )
+    return halt, keys, roll
+
+
+@app.cell(hide_code=True)
+def film_line(filmed, halt, keys, name, price, roll, script):
     _hint = mo.md(
         "Choose runs that are zooms of one another; the order does not matter. Two that are far "
         "apart need keyframes between them, one for every factor of two."
@@ -244,7 +249,7 @@ def filming(chain, control, filmed, frames, get_film, name, price, script, why):
     _row = [mo.md(f"`{OUT / name}`"), roll, halt, keys]
     _buttons = mo.hstack(_row, justify="start", align="end")
     mo.vstack([_hint, _told, _buttons]) if filmed and not script else None
-    return halt, keys, roll
+    return
 
 
 @app.cell(hide_code=True)

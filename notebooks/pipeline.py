@@ -251,16 +251,20 @@ def wishing():
             label=label,
             show_value=True,
             full_width=True,
+            on_change=changed,
         )
 
-    wish = mo.ui.dictionary(
+    get_change, changed = mo.state(None)
+    wish = forms.Fields(
         {
             "depth": _slider("depth", 20, 2, 48, 2),
             "aspect": _slider("channels for each layer", 64, 32, 128, 16),
             "vocab_size": _slider("vocabulary", 2**16, steps=[2**i for i in range(9, 18)]),
             "sequence_length": _slider("positions", 2048, steps=[2**i for i in range(7, 14)]),
             "rows": _slider("texts at a time", 8, steps=[2**i for i in range(8)]),
-            "dtype": mo.ui.dropdown(list(sizes.PEAK), value="bfloat16", label="precision"),
+            "dtype": mo.ui.dropdown(
+                list(sizes.PEAK), value="bfloat16", label="precision", on_change=changed
+            ),
             "gpus": _slider("GPUs", 8, steps=[2**i for i in range(9)]),
             "utilisation": _slider("utilisation", 0.4, 0.05, 0.8, 0.05),
             "tokens_per_parameter": _slider("tokens a parameter", 20, 1, 200, 1),
@@ -268,15 +272,17 @@ def wishing():
                 {f"{gib} GiB": float(gib) for gib in (16, 24, 40, 48, 80, 141)},
                 value="80 GiB",
                 label="card",
+                on_change=changed,
             ),
         }
     )
     mo.md("## What a size takes")
-    return (wish,)
+    return get_change, wish
 
 
 @app.cell(hide_code=True)
-def reckoned(wish):
+def reckoned(get_change, wish):
+    get_change()
     try:
         _wish = sizes.Wish(**wish.value)
         _size = sizes.size(_wish)
@@ -288,7 +294,7 @@ def reckoned(wish):
         _charts = [forms.shown(chart) for chart in _bars]
     except Refused as _error:
         _told, _charts = mo.callout(str(_error), kind="warn"), []
-    _sliders = mo.vstack(list(wish.elements.values()))
+    _sliders = mo.vstack(list(wish.values()))
     mo.hstack([_sliders, mo.vstack([_told]), mo.vstack(_charts)], widths=[2, 3, 4], gap=1.5)
     return
 

@@ -99,23 +99,27 @@ def what(origin):
 
 
 @app.cell(hide_code=True)
-def inputs(origin, preset):
+def changes():
+    get_change, changed = mo.state(None)
+    return changed, get_change
+
+
+@app.cell(hide_code=True)
+def inputs(changed, origin, preset):
     begun = origin or singles.from_preset(preset.value)
-    point = mo.ui.array(
-        [
-            mo.ui.text(planner.text_of(value), label=axis)
-            for axis, value in zip(begun.experiment.axes, begun.point, strict=True)
-        ]
+    x, y = (
+        mo.ui.text(planner.text_of(value), label=axis)
+        for axis, value in zip(begun.experiment.axes, begun.point, strict=True)
     )
-    settings = forms.settings(begun.experiment, without=begun.experiment.axes)
+    settings = forms.settings(begun.experiment, changed, without=begun.experiment.axes)
     seed = mo.ui.number(0, 2**31, value=begun.seed, label="seed")
     samples = mo.ui.number(0, 50, value=5, label="questions answered before and after")
     look = mo.ui.number(1, 10**6, value=200, label="steps between looks at the validation loss")
     # Laid out where they are made: a cell that names them would draw them anew while one types.
     _from = mo.Html(f"from the map <b>{html.escape(origin.label)}</b>") if origin else preset
     _watch = (samples, look) if singles.answers(begun.experiment) else ()
-    fields = forms.of_settings(settings, (_from, *point, seed, *_watch))
-    return begun, fields, look, point, samples, seed, settings
+    fields = forms.of_settings(settings, (_from, x, y, seed, *_watch))
+    return begun, fields, look, samples, seed, settings, x, y
 
 
 @app.cell(hide_code=True)
@@ -125,36 +129,47 @@ def form(fields, run):
 
 
 @app.cell(hide_code=True)
-def asked(begun, point, run, seed, settings):
-    try:
+def asking(begun, seed, settings, x, y):
+    def asked():
+        """The run that the fields ask for at this moment."""
         _changes = planner.changed(begun.experiment, settings.value)
-        plan, _words = singles.planned(begun, *point.value, seed.value or 0, _changes), ""
-        _words = "".join(f"note: {html.escape(note)}<br>" for note in planner.notes(plan))
+        return singles.planned(begun, x.value, y.value, seed.value or 0, _changes)
+
+    return (asked,)
+
+
+@app.cell(hide_code=True)
+def noted(asked, get_change, run):
+    mo.stop(run is not None)
+    get_change()
+    try:
+        _words = "".join(f"note: {html.escape(note)}<br>" for note in planner.notes(asked()))
     except Refused as _error:
-        plan, _words = None, html.escape(f"cannot be done: {_error}")
-    mo.Html(f"<div data-testid='plan'>{_words}</div>") if _words and run is None else None
-    return (plan,)
+        _words = html.escape(f"cannot be done: {_error}")
+    mo.Html(f"<div data-testid='plan'>{_words}</div>") if _words else None
+    return
 
 
 @app.cell(hide_code=True)
-def naming():
+def naming(control, why):
+    # A button that is made anew by a change loses the click that comes with it.
     name = mo.ui.text(placeholder="name (or leave it out)")
-    return (name,)
-
-
-@app.cell(hide_code=True)
-def starting_form(control, name, run, why):
-    # Not made anew with every plan, or a click just after the last change would be lost.
     start = mo.ui.run_button(label="train it", kind="success", disabled=not control, tooltip=why)
-    forms.line(name, start) if run is None else None
-    return (start,)
+    start_fields = forms.line(name, start)
+    return name, start, start_fields
 
 
 @app.cell(hide_code=True)
-def starting(attempt, begun, control, go, look, name, plan, samples, start):
-    if start.value and control and plan is not None:
+def starting_form(run, start_fields):
+    start_fields if run is None else None
+    return
+
+
+@app.cell(hide_code=True)
+def starting(asked, attempt, begun, control, go, look, name, samples, start):
+    if start.value and control:
         _watch = Watch(eval_every=look.value or 200, samples=samples.value or 0)
-        attempt(lambda: go(singles.begin(ROOT, name.value, begun.label, plan, _watch)))
+        attempt(lambda: go(singles.begin(ROOT, name.value, begun.label, asked(), _watch)))
     return
 
 
@@ -192,14 +207,19 @@ def outcome(get_phase, run):
 
 
 @app.cell(hide_code=True)
-def steering(control, get_phase, run, tick, why):
+def steering(control, get_phase, why):
     _phase = get_phase()
     stop = mo.ui.run_button(label="stop", disabled=_phase != "training" or not control, tooltip=why)
     again = mo.ui.run_button(
         label="train it again", disabled=_phase != "broken off" or not control, tooltip=why
     )
-    forms.line(stop, again, tick) if run is not None else None
     return again, stop
+
+
+@app.cell(hide_code=True)
+def steering_line(again, run, stop, tick):
+    forms.line(stop, again, tick) if run is not None else None
+    return
 
 
 @app.cell(hide_code=True)

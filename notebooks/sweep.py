@@ -97,32 +97,37 @@ def what():
 
 
 @app.cell(hide_code=True)
-def moved(preset, what_fields):
-    base = planner.configured(preset.value)
-    _names = planner.axis_names(base)
-    axes = mo.ui.array(
-        [
-            mo.ui.dropdown(_names, value=name, label=f"{axis} is")
-            for axis, name in zip("xy", base.axes, strict=True)
-        ]
-    )
-    settings = forms.settings(base)
-    settings_fields = forms.of_settings(settings, what_fields)
-    return axes, base, settings, settings_fields
+def changes():
+    get_change, changed = mo.state(None)
+    return changed, get_change
 
 
 @app.cell(hide_code=True)
-def where(axes, preset, window):
-    plane = forms.plane(preset.value, tuple(axes.value), window.value)
-    plane_fields = forms.of_plane(axes, plane)
+def moved(changed, preset, what_fields):
+    base = planner.configured(preset.value)
+    _names = planner.axis_names(base)
+    x_axis, y_axis = (
+        mo.ui.dropdown(_names, value=name, label=f"{axis} is")
+        for axis, name in zip("xy", base.axes, strict=True)
+    )
+    axes_fields = (x_axis, y_axis)
+    settings = forms.settings(base, changed)
+    settings_fields = forms.of_settings(settings, what_fields)
+    return axes_fields, base, settings, settings_fields, x_axis, y_axis
+
+
+@app.cell(hide_code=True)
+def where(axes_fields, changed, preset, window, x_axis, y_axis):
+    plane = forms.plane(preset.value, (x_axis.value, y_axis.value), window.value, changed)
+    plane_fields = forms.of_plane(axes_fields, plane)
     return plane, plane_fields
 
 
 @app.cell(hide_code=True)
 def hands(base, view):
-    crew = forms.crew(view.sweep.experiment if view is not None else base)
-    crew_fields = forms.line(*crew.elements.values())
-    return crew, crew_fields
+    devices, workers = forms.crew(view.sweep.experiment if view is not None else base)
+    crew_fields = forms.line(devices, workers)
+    return crew_fields, devices, workers
 
 
 @app.cell(hide_code=True)
@@ -132,37 +137,45 @@ def form(crew_fields, plane_fields, settings_fields, view):
 
 
 @app.cell(hide_code=True)
-def asked(axes, crew, plane, preset, settings, view):
-    plan, _words, _notes = None, "", ()
-    if view is None:
-        plan, _words, _notes = watching.asked(
-            ROOT, preset.value, tuple(axes.value), plane.value, settings.value, crew.value
-        )
-    mo.Html(watching.noted("cost", _words, _notes)) if view is None else None
-    return (plan,)
+def asking(plane, preset, settings, x_axis, y_axis):
+    def asked():
+        """The sweep that the fields ask for at this moment."""
+        _axes = (x_axis.value, y_axis.value)
+        return planner.chosen(preset.value, _axes, plane.value, settings.value)
+
+    return (asked,)
 
 
 @app.cell(hide_code=True)
-def naming():
+def cost(asked, devices, get_change, view, workers):
+    mo.stop(view is not None)
+    get_change()
+    mo.Html(watching.noted("cost", *watching.price(ROOT, asked, (devices.value, workers.value))))
+    return
+
+
+@app.cell(hide_code=True)
+def naming(control, why):
+    # A button that is made anew by a change loses the click that comes with it.
     name = mo.ui.text(placeholder="name (or leave it out)")
-    return (name,)
-
-
-@app.cell(hide_code=True)
-def starting_form(control, name, view, why):
-    # Not made anew with every plan, or a click just after the last change would be lost.
     start = mo.ui.run_button(
         label="start the sweep", kind="success", disabled=not control, tooltip=why
     )
-    forms.line(name, start) if view is None else None
-    return (start,)
+    start_fields = forms.line(name, start)
+    return name, start, start_fields
 
 
 @app.cell(hide_code=True)
-def starting(attempt, control, crew, go, name, plan, preset, start):
-    if start.value and control and plan is not None:
-        _options = planner.options(**crew.value)
-        attempt(lambda: go(watching.begin(ROOT, name.value, preset.value, plan, _options)))
+def starting_form(start_fields, view):
+    start_fields if view is None else None
+    return
+
+
+@app.cell(hide_code=True)
+def starting(asked, attempt, control, devices, go, name, preset, start, workers):
+    if start.value and control:
+        _options = planner.options(devices.value, workers.value)
+        attempt(lambda: go(watching.begin(ROOT, name.value, preset.value, asked(), _options)))
     return
 
 
@@ -219,11 +232,12 @@ def steering_line(crew_fields, resume, stop, view):
 
 
 @app.cell(hide_code=True)
-def acting(attempt, control, crew, resume, stop, view):
+def acting(attempt, control, devices, resume, stop, view, workers):
     if stop.value and control:
         attempt(lambda: ask_to_stop(view.path))
     elif resume.value and control:
-        attempt(lambda: explore.begin(view, planner.options(**crew.value)))
+        _options = planner.options(devices.value, workers.value)
+        attempt(lambda: explore.begin(view, _options))
     return
 
 
@@ -268,24 +282,38 @@ def closer_form(view):
 
 
 @app.cell(hide_code=True)
-def closer(control, crew, heat, inner_cols, inner_rows, view, why):
-    inner, _words = watching.selected(
-        ROOT, view, heat.roi, heat.point, (inner_rows.value, inner_cols.value), crew.value
-    )
-    zoom_in = mo.ui.run_button(
-        label="sweep the rectangle", disabled=inner is None or not control, tooltip=why
-    )
-    _said = mo.Html(watching.noted("selection", _words))
-    mo.vstack([_said, zoom_in]) if view is not None else None
-    return inner, zoom_in
+def selecting(heat, inner_cols, inner_rows, view):
+    def inner():
+        """The sweep of the rectangle, as it is at this moment."""
+        return explore.inside(view, heat.roi, inner_rows.value, inner_cols.value)
+
+    return (inner,)
 
 
 @app.cell(hide_code=True)
-def zooming(attempt, control, crew, go, inner, view, zoom_in):
-    if zoom_in.value and control and inner is not None:
-        _options = planner.options(**crew.value)
+def selection(devices, heat, inner, view, workers):
+    mo.stop(view is None)
+    _crew = (devices.value, workers.value)
+    _words = watching.selected(ROOT, view, heat.roi, heat.point, inner, _crew)
+    mo.Html(watching.noted("selection", *_words))
+    return
+
+
+@app.cell(hide_code=True)
+def closer(control, heat, view, why):
+    zoom_in = mo.ui.run_button(
+        label="sweep the rectangle", disabled=not (heat.roi and control), tooltip=why
+    )
+    zoom_in if view is not None else None
+    return (zoom_in,)
+
+
+@app.cell(hide_code=True)
+def zooming(attempt, control, devices, go, inner, view, workers, zoom_in):
+    if zoom_in.value and control:
+        _options = planner.options(devices.value, workers.value)
         _label = explore.label_of(view.name)
-        attempt(lambda: go(watching.begin(ROOT, "", _label, inner, _options, view.name)))
+        attempt(lambda: go(watching.begin(ROOT, "", _label, inner(), _options, view.name)))
     return
 
 

@@ -72,6 +72,26 @@ def fractal_open(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Pop
         zoom.end(zoom.offspring(folder))
 
 
+@contextlib.contextmanager
+def at_once(page) -> Iterator[None]:
+    """What is typed and clicked meanwhile reaches the kernel in one go, as if it had been busy."""
+    address = "**/api/kernel/set_ui_element_value"
+    held = []
+
+    def hold(route) -> None:
+        held.append(route.request)
+        route.fulfill(json={"success": True})
+
+    page.route(address, hold)
+    yield
+    page.wait_for_timeout(500)
+    page.unroute(address)
+    said = [request.post_data_json for request in held]
+    together = {key: [each for one in said for each in one[key]] for key in ("objectIds", "values")}
+    answer = page.request.post(held[-1].url, headers=held[-1].headers, data=said[-1] | together)
+    assert answer.ok, answer.text()
+
+
 def press(page, name: str) -> None:
     """Click the button with that name."""
     page.get_by_role("button", name=name, exact=True).click()

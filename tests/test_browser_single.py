@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from serving import NOTEBOOKS, disabled, fill, opened, press, says, served
+from serving import NOTEBOOKS, at_once, disabled, fill, opened, press, says, served
 from small import region, run
 from tuning import checkpoint
 
@@ -26,12 +26,17 @@ def app(runs):
         yield server
 
 
-def begin(page, name: str) -> None:
-    """Give the run a name, and begin it."""
+def order(page, name: str) -> None:
+    """Give the run a name, and press the button."""
     set_name = page.get_by_placeholder("name (or leave it out)")
     set_name.fill(name)
     set_name.press("Tab")
     press(page, "train it")
+
+
+def begin(page, name: str) -> None:
+    """Order a run, and wait until its page is shown."""
+    order(page, name)
     page.wait_for_url(f"**run={name}")
 
 
@@ -85,16 +90,18 @@ def test_a_language_model_answers_before_and_after(app, browser, tmp_path):
         page.get_by_label("experiment").select_option("matrix-unembedding")
         page.get_by_label("matrix_lr", exact=True).first.wait_for()
         page.get_by_text("All settings").click()
-        for name, value in (
-            ("checkpoint", model),
-            ("batch_size", 2),
-            ("sequence_length", 128),
-            ("window", 4),
-            ("num_steps", 24),
-            ("questions answered before and after", 2),
-        ):
-            fill(page, name, value)
-        begin(page, "talk")
+        with at_once(page):
+            for name, value in (
+                ("checkpoint", model),
+                ("batch_size", 2),
+                ("sequence_length", 128),
+                ("window", 4),
+                ("num_steps", 24),
+                ("questions answered before and after", 2),
+            ):
+                fill(page, name, value)
+            order(page, "talk")
+        page.wait_for_url("**run=talk")
         says(page, "state", "^complete$", timeout=120_000)
         says(page, "reason", r"^(UN)?TRAINABLE: the mean of the last 4 losses, ")
         says(page, "points", "^24 losses")

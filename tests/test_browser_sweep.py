@@ -5,7 +5,7 @@ import re
 import mischief
 import numpy as np
 import pytest
-from serving import NOTEBOOKS, disabled, fill, opened, press, says, served
+from serving import NOTEBOOKS, at_once, disabled, fill, opened, press, says, served
 from small import region, run
 
 from fractal_core import Store, duty
@@ -72,6 +72,28 @@ def test_a_sweep_outlives_its_kernel(runs, browser, tmp_path):
         committed = [event["unit"] for event in events(store) if event["event"] == "committed"]
         assert sorted(committed) == sorted(store.units)
         assert [event["event"] for event in events(store)].count("started") == 1
+
+
+def test_what_is_typed_while_the_kernel_is_busy_counts(app, browser, tmp_path):
+    """Several fields and the click after them, handed over as one."""
+    with opened(browser, tmp_path, app) as page:
+        says(page, "cost", "^16,384 runs")
+        with at_once(page):
+            for label, value in (("columns", 6), ("rows", 4), ("steps", 30), ("x to", "1e5")):
+                fill(page, label, value)
+        says(page, "cost", "^24 runs")
+        with at_once(page):
+            fill(page, "columns", 5)
+            fill(page, "x from", "0.5")
+            page.get_by_placeholder("name (or leave it out)").fill("quick")
+            page.get_by_placeholder("name (or leave it out)").press("Tab")
+            press(page, "start the sweep")
+        page.wait_for_url("**run=quick*")
+        sweep = open_run(app.root / "quick").sweep
+        assert sweep.grid.shape == (4, 5)
+        assert (sweep.region.x.low, sweep.region.x.high) == (0.5, 1e5)
+        assert sweep.experiment.steps == 30
+        says(page, "state", "^complete$")
 
 
 def test_a_rectangle_is_swept_closer(app, browser, tmp_path):

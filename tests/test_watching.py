@@ -152,14 +152,21 @@ def test_words_for_costs_and_recipes(tmp_path):
 
 def test_a_form_is_answered_with_a_plan_or_a_reason(tmp_path):
     """Its cost on the devices that were chosen, or one sentence."""
+
     plane = {"x from": "0.1", "x to": "10", "x scale": "log10", "columns": 6, "seed": 1}
     plane |= {"y from": "-1", "y to": "1", "y scale": "linear", "rows": 4}
     settings = {"steps": "50", "samples": "8", "arrays": "seeded"}
-    crew = {"devices": ["cpu"], "each": 0}
-    axes = ("lr", "offset")
-    sweep, words, notes = watching.asked(tmp_path, "tanh", axes, plane, settings, crew)
+
+    def chosen(plane: dict) -> Sweep:
+        return planner.chosen("tanh", ("lr", "offset"), plane, settings)
+
+    def price(plane: dict, device: str = "cpu") -> tuple[str, tuple[str, ...]]:
+        return watching.price(tmp_path, lambda: chosen(plane), ([device], 0))
+
+    sweep = chosen(plane)
     assert sweep.grid.shape == (4, 6)
     assert (sweep.seed, sweep.experiment.steps, sweep.region.y.scale) == (1, 50, "linear")
+    words, notes = price(plane)
     assert words.startswith("24 runs, ")
     assert notes == ()
     for wrong, reason in (
@@ -167,30 +174,24 @@ def test_a_form_is_answered_with_a_plan_or_a_reason(tmp_path):
         ({"y scale": "log10"}, "positive lower end"),
         ({"rows": None}, "rows: write a whole number"),
     ):
-        found = watching.asked(tmp_path, "tanh", axes, plane | wrong, settings, crew)
-        assert found[0] is None
-        assert "cannot be done: " in found[1]
-        assert reason in found[1]
-    elsewhere = {"devices": ["cuda:99"], "each": 0}
-    assert (
-        "cuda:99 is not on this machine"
-        in watching.asked(tmp_path, "tanh", axes, plane, settings, elsewhere)[1]
-    )
+        words, notes = price(plane | wrong)
+        assert words.startswith("cannot be done: ")
+        assert reason in words
+        assert notes == ()
+    assert "cuda:99 is not on this machine" in price(plane, "cuda:99")[0]
 
 
 def test_a_selection_is_answered_with_a_sweep_or_words(tmp_path):
     """Nothing, a point, a rectangle, or one that is too small."""
     finished(tmp_path)
-    view, crew = explore.open_view(tmp_path, "whole"), {"devices": [], "each": 0}
-    for who, box, point, words in (
-        (None, [], [], "Drag a rectangle"),
-        (view, [], [], "Drag a rectangle"),
-        (view, [], [0.5, 2.0], "?run=whole&x=0.5&y=2.0"),
-        (view, [1.0, 1.0 + 1e-15, 1.0, 2.0], [], "cannot zoom there: "),
+    view, crew = explore.open_view(tmp_path, "whole"), ([], 0)
+    for box, point, words in (
+        ([], [], "Drag a rectangle"),
+        ([], [0.5, 2.0], "?run=whole&x=0.5&y=2.0"),
+        ([1.0, 1.0 + 1e-15, 1.0, 2.0], [], "cannot be done: "),
+        ([0.1, 10.0, 1.0, 100.0], [], "80 runs, "),
     ):
-        inner, said = watching.selected(tmp_path, who, box, point, (16, 16), crew)
-        assert inner is None
-        assert words in said
-    inner, said = watching.selected(tmp_path, view, [0.1, 10.0, 1.0, 100.0], [], (None, 5), crew)
-    assert inner.grid.shape == (16, 5)
-    assert said.startswith("80 runs, ")
+        said = watching.selected(
+            tmp_path, view, box, point, lambda box=box: explore.inside(view, box, None, 5), crew
+        )
+        assert words in said[0]
