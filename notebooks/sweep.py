@@ -235,6 +235,8 @@ def steering_line(crew_fields, resume, stop, view):
 
 @app.cell(hide_code=True)
 def acting(attempt, control, devices, resume, stop, view, workers):
+    # A click may have been on its way when the page left the run.
+    mo.stop(view is None)
     if stop.value and control:
         attempt(lambda: ask_to_stop(view.path))
     elif resume.value and control:
@@ -311,8 +313,8 @@ def closer(control, heat, view, why):
 
 
 @app.cell(hide_code=True)
-def zooming(attempt, control, devices, go, inner, view, workers, zoom_in):
-    if zoom_in.value and control:
+def zooming(attempt, control, devices, go, heat, inner, view, workers, zoom_in):
+    if zoom_in.value and control and heat.roi:
         _options = planner.options(devices.value, workers.value)
         _label = explore.label_of(view.name)
         attempt(lambda: go(watching.begin(ROOT, "", _label, inner(), _options, view.name)))
