@@ -226,6 +226,8 @@ def steering_line(again, run, stop, tick):
 
 @app.cell(hide_code=True)
 def acting(again, attempt, control, run, stop):
+    # A click may have been on its way when the page left the run.
+    mo.stop(run is None)
     if stop.value and control:
         attempt(lambda: ask_to_stop(run.store.path))
     elif again.value and control:
@@ -234,10 +236,21 @@ def acting(again, attempt, control, run, stop):
 
 
 @app.cell(hide_code=True)
-def others(get_phase):
+def remembered():
+    # A plain list: the table is made anew when a run ends, and what was selected stays so.
+    selected = []
+    return (selected,)
+
+
+@app.cell(hide_code=True)
+def others(get_phase, selected):
+    def _keep(rows):
+        selected[:] = rows["run"]
+
     get_phase()
-    _all = singles.opened(ROOT, singles.names(ROOT))
-    compared = forms.runs(singles.table(_all))
+    _all = singles.table(singles.opened(ROOT, singles.names(ROOT)))
+    _again = [row for row, name in enumerate(_all["run"]) if name in selected]
+    compared = forms.runs(_all, initial_selection=_again, on_change=_keep)
     return (compared,)
 
 
