@@ -15,6 +15,17 @@ from fractal_core.bench import zoom
 from fractal_core.bench.zoom import Server
 
 NOTEBOOKS = zoom.NOTEBOOK.parent
+PATIENCE = 240_000
+"""Milliseconds that a busy machine may take for anything."""
+
+VALUES = re.compile("/api/kernel/set_ui_element_value")
+LAST = """
+async (address) => {
+  for (const _ of "12") await new Promise((go) => requestAnimationFrame(() => setTimeout(go)));
+  await fetch(address);
+}
+"""
+"""Sends a request after all that what was typed and clicked before has to send."""
 
 
 @contextlib.contextmanager
@@ -35,9 +46,12 @@ def served(notebook: Path, runs: Path, mode: str = "run", control: bool = True) 
 @contextlib.contextmanager
 def opened(browser, folder: Path, server: Server, query: str = "", size=(1400, 1250)):
     """An address in a tab of its own; a test that fails leaves a screenshot in `folder`."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=PATIENCE)
     context = browser.new_context(viewport={"width": size[0], "height": size[1]})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(PATIENCE)
     page.add_init_script(zoom.RECORDER)
     try:
         page.goto(server.url + query)
@@ -75,31 +89,39 @@ def fractal_open(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Pop
 @contextlib.contextmanager
 def at_once(page) -> Iterator[None]:
     """What is typed and clicked meanwhile reaches the kernel in one go, as if it had been busy."""
-    address = "**/api/kernel/set_ui_element_value"
     held = []
 
     def hold(route) -> None:
-        held.append(route.request)
+        if route.request.method == "POST":
+            held.append(route.request)
         route.fulfill(json={"success": True})
 
-    page.route(address, hold)
+    page.route(VALUES, hold)
     yield
-    page.wait_for_timeout(500)
-    page.unroute(address)
+    page.evaluate(LAST, "api/kernel/set_ui_element_value?last")
+    page.unroute(VALUES)
     said = [request.post_data_json for request in held]
     together = {key: [each for one in said for each in one[key]] for key in ("objectIds", "values")}
-    answer = page.request.post(held[-1].url, headers=held[-1].headers, data=said[-1] | together)
-    assert answer.ok, answer.text()
+    send(page, held[-1], said[-1] | together)
 
 
 def press(page, name: str) -> None:
-    """Click the button with that name."""
+    """Click the button with that name, as soon as it can be clicked."""
     page.get_by_role("button", name=name, exact=True).click()
 
 
-def disabled(page, name: str) -> bool:
-    """Whether the button with that name cannot be clicked."""
-    return page.get_by_role("button", name=name, exact=True).is_disabled()
+def send(page, like, changes: dict) -> None:
+    """Hand changes over to the kernel, as a request did before."""
+    answer = page.request.post(like.url, headers=like.headers, data=changes)
+    assert answer.ok, answer.text()
+
+
+def disabled(page, *names: str) -> None:
+    """Wait until the buttons with these names cannot be clicked."""
+    from playwright.sync_api import expect
+
+    for name in names:
+        expect(page.get_by_role("button", name=name, exact=True)).to_be_disabled()
 
 
 def fill(page, label: str, value: object) -> None:
@@ -111,10 +133,10 @@ def fill(page, label: str, value: object) -> None:
     field.press("Tab")
 
 
-def says(page, test_id: str, text: str, timeout: int = 60_000) -> str:
+def says(page, test_id: str, text: str) -> str:
     """Wait until an element says `text`, which is a regular expression, and return all it says."""
     from playwright.sync_api import expect
 
     found = page.get_by_test_id(test_id)
-    expect(found).to_have_text(re.compile(text), timeout=timeout)
+    expect(found).to_have_text(re.compile(text))
     return found.inner_text()

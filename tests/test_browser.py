@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from serving import disabled, fractal_open, opened, press, says, served
-from waiting import until_gone
+from serving import PATIENCE, VALUES, disabled, fractal_open, opened, press, says, send, served
+from waiting import until, until_gone
 
 from fractal_core import (
     Axis,
@@ -40,8 +41,10 @@ VISIBLE = TinyNetworks(samples=64, steps=300)  # some seconds, so that one can w
 TRAINS = (0.5, 20.0)  # no run ends early here
 
 
-def make(root: Path, name: str, sweep: Sweep, whole: bool = True) -> Store:
-    store = Store.create(root / name, sweep)
+def make(
+    root: Path, name: str, sweep: Sweep, whole: bool = True, block: int | None = None
+) -> Store:
+    store = Store.create(root / name, sweep, block=block)
     for _ in engine.run_here(store) if whole else ():
         pass
     return store
@@ -52,9 +55,10 @@ def sweep(experiment: TinyNetworks, ends: tuple[float, float], points: int) -> S
     return Sweep.over(experiment, Region(*(Axis(name, *ends, points) for name in names)))
 
 
-def long(samples: int) -> Sweep:
-    """A minute's work in steps of a second; one more sample makes another recipe."""
-    return sweep(TinyNetworks(samples=samples, steps=1000), TRAINS, 128)
+def long(root: Path, name: str, samples: int) -> Store:
+    """Minutes of work in steps of a second, not begun; one more sample makes another recipe."""
+    recipe = sweep(TinyNetworks(samples=samples, steps=1000), TRAINS, 256)
+    return make(root, name, recipe, whole=False, block=16)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,7 @@ def runs(tmp_path_factory) -> Path:
     deep = 16 * 6 * np.spacing(10.0)  # neighbours are 6 units in the last place apart
     make(root, "deep", sweep(QUICK, (10.0, 10.0 + deep), 16))
     for name, samples in (("closed", 200), ("cancelled", 201)):
-        make(root, name, long(samples), whole=False)
+        long(root, name, samples)
     make(root, "shared", sweep(VISIBLE, (0.5, 50.0), 128), whole=False)
     inner = parent.sweep.zoom(parent.sweep.region.drag([1.0, 1e3, 1.0, 1e3]))
     child = make(root, "child", inner, whole=False)
@@ -141,11 +145,13 @@ def shows(page, colours: np.ndarray, share: float = 1.0) -> None:
     rows, cols = colours.shape[:2]
     places = [(r, c) for r in range(4, rows, 9) for c in range(4, cols, 9)]
     wanted = [[(c + 0.5) / cols, (r + 0.5) / rows, *colours[r, c].tolist()] for r, c in places]
-    for _ in range(100):
-        if page.get_by_test_id("map").evaluate(SAME, [wanted, zoom.INSETS]) >= share * len(wanted):
-            return
+
+    def same() -> bool:
         page.wait_for_timeout(100)
-    pytest.fail("the map shows another picture")
+        found = page.get_by_test_id("map").evaluate(SAME, [wanted, zoom.INSETS])
+        return found >= share * len(wanted)
+
+    until(same, "the picture on the map")
 
 
 def picture(store: Store) -> np.ndarray:
@@ -162,6 +168,8 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def committed(store: Store) -> list[str]:
+    """Units that were noted as committed; the last of them a moment after it is there."""
+    until(lambda: lock_holder(store.path) is None, "the end of the process")
     lines = (store.path / "state" / "events.jsonl").read_text().splitlines()
     return [e["unit"] for e in map(json.loads, lines) if e["event"] == "committed"]
 
@@ -201,7 +209,7 @@ def test_drag_zoom_in_back_and_forward(mode, tab, request):
         notes = page.evaluate("seen")
         new = max(note.get("map", 0) for note in notes)
         pictures = [note for note in notes if note.get("map") == new]
-        assert len(pictures) >= 3
+        assert len(pictures) >= 2
 
         press(page, "← back")
         page.wait_for_url("**/?run=parent")
@@ -211,6 +219,7 @@ def test_drag_zoom_in_back_and_forward(mode, tab, request):
         says(page, "region", re.escape(repr(chosen[0])))
 
         page.get_by_placeholder("name this view").fill("a corner")
+        page.get_by_placeholder("name this view").press("Tab")
         press(page, "bookmark")
         places = page.locator("select").filter(has=page.locator("option", has_text="★ a corner"))
         places.wait_for()
@@ -236,6 +245,32 @@ def test_the_browsers_own_way_back(app, tab):
         page.go_forward()
         says(page, "region", r"13\.29")
         assert page.url == shown
+
+
+def test_what_cannot_be_done_is_not_in_the_way(app, tab):
+    """A second click on its way when the first led to the end; a run that cannot be opened."""
+    damaged = app.root / "damaged"
+    shutil.copytree(app.root / "small", damaged)
+    recipe = json.loads((damaged / "sweep.json").read_text())
+    (damaged / "sweep.json").write_text(json.dumps(recipe | {"id": "0" * 16}))
+    try:
+        with tab(app, "?run=small") as page:
+            page.get_by_test_id("marimo-plugin-searchable-dropdown").click()
+            page.get_by_role("option", name="damaged").click()
+            page.get_by_text("was edited").wait_for()
+            page.get_by_label("places").select_option(label="published: tanh")
+            says(page, "region", r"13\.29")
+            said = app.log
+            for name, region in (("← back", r" 0\.001 "), ("forward →", r"13\.29")):
+                with page.expect_request(VALUES) as click:
+                    press(page, name)
+                says(page, "region", region)
+                send(page, click.value, click.value.post_data_json)
+            press(page, "← back")
+            says(page, "region", r" 0\.001 ")
+            assert "Error" not in app.log.removeprefix(said)
+    finally:
+        shutil.rmtree(damaged)
 
 
 def test_a_view_begins_with_the_picture_of_its_parent(onlooker, tab):
@@ -281,7 +316,7 @@ def fresh_editor(runs) -> Iterator[Server]:
 def test_a_run_outlives_its_kernel(fresh_editor, tab, times):
     """Interrupted and restarted, the kernel takes nothing along; a new one finds the run."""
     editor = fresh_editor
-    store = make(editor.root, f"kernel-{times}", long(300 + times), whole=False)
+    store = long(editor.root, f"kernel-{times}", 300 + times)
     wanted: dict[str, str] = {}
 
     def note(request) -> None:
@@ -328,14 +363,12 @@ def test_a_run_outlives_its_kernel(fresh_editor, tab, times):
 
 def test_cancel_stops_and_compute_goes_on(app, tab):
     """The process is gone at once, and what it had committed is not touched again."""
-    from playwright.sync_api import expect
-
     store = open_run(app.root / "cancelled")
     with tab(app, "?run=cancelled") as page:
-        assert disabled(page, "cancel")
+        disabled(page, "cancel")
         press(page, "compute")
         says(page, "status", "^running: [1-9]")
-        expect(page.get_by_role("button", name="compute", exact=True)).to_be_disabled()
+        disabled(page, "compute")
         worker = lock_holder(store.path)
         press(page, "cancel")
         says(page, "status", "^stopped: [1-9]")
@@ -345,8 +378,7 @@ def test_cancel_stops_and_compute_goes_on(app, tab):
         done = len(store.missing())
         press(page, "compute")
         says(page, "status", "^running: ")
-        while len(store.missing()) == done:
-            page.wait_for_timeout(100)
+        until(lambda: len(store.missing()) < done, "another unit")
         press(page, "cancel")
         says(page, "status", "^stopped: ")
         assert contents(store.path / "units").items() >= kept.items()
@@ -355,12 +387,14 @@ def test_cancel_stops_and_compute_goes_on(app, tab):
 
 def test_two_tabs_that_compute_one_view_start_one_process(app, tab):
     """Every unit is trained and committed once."""
+    from playwright.sync_api import expect
+
     store = open_run(app.root / "shared")
     with tab(app, "?run=shared") as one, tab(app, "?run=shared") as other:
         buttons = [page.get_by_role("button", name="compute", exact=True) for page in (one, other)]
-        for page, button in zip((one, other), buttons, strict=True):
-            box = button.bounding_box()
-            page.mouse.move(box["x"] + 5, box["y"] + 5)
+        for button in buttons:
+            expect(button).to_be_enabled()
+            button.hover()  # as soon as the page has come to rest
         for page in (one, other):
             page.mouse.down()
             page.mouse.up()
@@ -368,8 +402,7 @@ def test_two_tabs_that_compute_one_view_start_one_process(app, tab):
             says(page, "status", "^complete")
             shows(page, picture(store))
             says(page, "cost", "^this view: computed already")
-            assert disabled(page, "compute")
-            assert disabled(page, "cancel")
+            disabled(page, "compute", "cancel")
     assert sorted(committed(store)) == sorted(store.units)
     events = (store.path / "state" / "events.jsonl").read_text()
     assert events.count('"started"') == 1
@@ -387,11 +420,11 @@ def test_an_app_without_leave_only_looks(onlooker, tab):
     for query in addresses:
         with tab(onlooker, query) as page:
             says(page, "cost", "^this view: ")
-            assert all(disabled(page, name) for name in ("compute", "cancel", "bookmark", "forget"))
+            disabled(page, "compute", "cancel", "bookmark", "forget")
     with tab(onlooker, "?run=parent") as page:
         drag(page, 0.3, 0.3, 0.5, 0.5)
         says(page, "cost", "^selection: ")
-        assert disabled(page, "zoom in")
+        disabled(page, "zoom in")
     assert contents(onlooker.root) == before
     started = [process.pid for process in zoom.offspring(onlooker.folder)]
     assert started == [onlooker.pid]
@@ -399,13 +432,17 @@ def test_an_app_without_leave_only_looks(onlooker, tab):
 
 def test_hover_click_and_escape(app, tab):
     """Hovering reads the run's own numbers, a click draws loss curves, Escape clears."""
+    from playwright.sync_api import expect
+
     store = open_run(app.root / "small")
     image, region = store.image(), store.sweep.region
     rows, cols = store.sweep.grid.shape
     with tab(app, "?run=small") as page:
         shows(page, picture(store))
         for x, y in ((0.303, 0.703), (0.52, 0.48), (0.9, 0.1)):
+            before = page.get_by_test_id("readout").inner_text()
             page.mouse.move(*spot(page, x, y))
+            expect(page.get_by_test_id("readout")).not_to_have_text(before)
             text = says(page, "readout", "measure")
             read = re.match(r"x (\S+) +y (\S+) +row (\d+) column (\d+) +measure (\S+)", text)
             at = (float(read[1]), float(read[2]))
@@ -420,11 +457,11 @@ def test_hover_click_and_escape(app, tab):
 
         drag(page, 0.4, 0.4, 0.6, 0.6)
         says(page, "cost", "^selection: ")
-        assert not disabled(page, "zoom in")
+        expect(page.get_by_role("button", name="zoom in", exact=True)).to_be_enabled()
         page.keyboard.press("Escape")
         says(page, "cost", "^this view: ")
         assert shown_region(page) == ends(region)
-        assert disabled(page, "zoom in")
+        disabled(page, "zoom in")
         page.set_viewport_size({"width": 900, "height": 1250})
         assert page.get_by_placeholder("name this view").bounding_box()["width"] > 100
 
@@ -436,7 +473,7 @@ def test_a_zoom_beyond_the_arithmetic_is_refused(app, tab):
         says(page, "cost", "^this view: computed already; 0.2 digits left to zoom")
         drag(page, 0.3, 0.3, 0.6, 0.6)
         says(page, "cost", "^cannot zoom there: .* units in the last place of float64 apart")
-        assert disabled(page, "zoom in")
+        disabled(page, "zoom in")
     assert contents(app.root / "deep") == before
 
 
@@ -459,7 +496,8 @@ def test_fractal_open_listens_to_this_machine_and_asks_for_a_token(tmp_path, how
         zoom.answers(url, process, log)
         assert status(url) == 401
         assert status(f"{url}?access_token=wrong") == 401
-        token = re.search(r"access_token=(\S+)", log.read_text())[1]
+        said = until(lambda: re.search(r"access_token=(\S+)\n", log.read_text()), "the token")
+        token = said[1]
         assert status(f"{url}?access_token={token}") == 200
         listening = {
             connection.laddr
@@ -471,5 +509,5 @@ def test_fractal_open_listens_to_this_machine_and_asks_for_a_token(tmp_path, how
         arguments = [word for member in zoom.offspring(tmp_path) for word in member.cmdline()]
         assert not any(token in word for word in arguments)
         process.send_signal(how)
-        assert process.wait(30) in (0, -how)
-        assert zoom.offspring(tmp_path) == []
+        assert process.wait(PATIENCE / 1000) in (0, -how)
+        until(lambda: not zoom.offspring(tmp_path), "the end of what it began")

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from serving import NOTEBOOKS, disabled, fractal_open, opened, press, says, served
+from serving import NOTEBOOKS, at_once, disabled, fractal_open, opened, press, says, served
 from small import region, run
 
 from fractal_core import recipe
@@ -70,25 +70,27 @@ def test_a_film_is_made_in_the_background(browser, runs, tmp_path):
     """Whoever leaves the page and comes back is told how it ended, and gets the file."""
     with served(NOTEBOOK, runs) as server:
         with opened(browser, tmp_path, server, "?run=near,wide") as page:
-            choose(page, "film")
+            with at_once(page):
+                aside(page, "paper")
+                choose(page, "film")
             says(page, "film", "keyframe")
-            as_gif(page)
+            aside(page, ".gif")
             press(page, "make the film")
             says(page, "rolling", "^(running|done): ")
         with opened(browser, tmp_path, server, "?run=near,wide&figure=film") as page:
             says(page, "rolling", "^done: figures/wide-to-near-film.gif$")
-            as_gif(page)
+            aside(page, ".gif")
             with page.expect_download() as coming:
                 page.get_by_text("Download", exact=True).click()
             coming.value.save_as(tmp_path / "downloaded.gif")
-        assert [shown.name for shown in recipe.read(tmp_path / "downloaded.gif").runs] == [
-            "wide",
-            "near",
-        ]
+        told = recipe.read(tmp_path / "downloaded.gif")
+        assert [shown.name for shown in told.runs] == ["wide", "near"]
+        assert told.drawn["palette"] == "paper"
 
 
-def as_gif(page) -> None:
-    page.get_by_role("complementary").get_by_text(".gif", exact=True).click()
+def aside(page, choice: str) -> None:
+    """Choose something in the sidebar."""
+    page.get_by_role("complementary").get_by_text(choice, exact=True).click()
 
 
 def test_who_may_only_look_can_download_and_write_nothing(browser, runs, tmp_path):
@@ -98,13 +100,12 @@ def test_who_may_only_look_can_download_and_write_nothing(browser, runs, tmp_pat
         opened(browser, tmp_path, server, "?run=wide,near") as page,
     ):
         page.get_by_text("wide-map.pdf", exact=True).wait_for()
-        assert disabled(page, "write")
+        disabled(page, "write")
         with page.expect_download():
             page.get_by_text("Download", exact=True).click()
         choose(page, "film")
         says(page, "film", "keyframe")
-        for name in ("make the film", "stop", "make the keyframes"):
-            assert disabled(page, name)
+        disabled(page, "make the film", "stop", "make the keyframes")
         assert {item.name for item in server.folder.iterdir()} & {"figures"} == set()
 
 
