@@ -19,13 +19,11 @@ PATIENCE = 240_000
 """Milliseconds that a busy machine may take for anything."""
 
 VALUES = re.compile("/api/kernel/set_ui_element_value")
-LAST = """
-async (address) => {
+TWO_FRAMES = """
+async () => {
   for (const _ of "12") await new Promise((go) => requestAnimationFrame(() => setTimeout(go)));
-  await fetch(address);
 }
 """
-"""Sends a request after all that what was typed and clicked before has to send."""
 
 
 @contextlib.contextmanager
@@ -83,7 +81,7 @@ def fractal_open(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Pop
     finally:
         zoom.end([psutil.Process(process.pid)] if process.poll() is None else [])
         process.wait()
-        zoom.end(zoom.offspring(folder))
+        zoom.end_all(folder)
 
 
 @contextlib.contextmanager
@@ -98,7 +96,8 @@ def at_once(page) -> Iterator[None]:
 
     page.route(VALUES, hold)
     yield
-    page.evaluate(LAST, "api/kernel/set_ui_element_value?last")
+    taken_in(page)
+    page.evaluate("async () => { await fetch('api/kernel/set_ui_element_value?last') }")
     page.unroute(VALUES)
     said = [request.post_data_json for request in held]
     together = {key: [each for one in said for each in one[key]] for key in ("objectIds", "values")}
@@ -108,6 +107,11 @@ def at_once(page) -> Iterator[None]:
 def press(page, name: str) -> None:
     """Click the button with that name, as soon as it can be clicked."""
     page.get_by_role("button", name=name, exact=True).click()
+
+
+def taken_in(page) -> None:
+    """Wait until the page itself has taken in what was typed and clicked."""
+    page.evaluate(TWO_FRAMES)
 
 
 def send(page, like, changes: dict) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from nanochat.checkpoint_manager import load_checkpoint, load_tokenizer, save_checkpoint
-from serving import NOTEBOOKS, disabled, opened, served
+from serving import NOTEBOOKS, disabled, opened, served, taken_in
 from tuning import checkpoint
 
 from fractal_core import Store, single, talk
@@ -84,9 +84,11 @@ def tab(browser, tmp_path):
 
 
 def ask(page, text: str) -> None:
-    """Write a question and send it."""
+    """Write a question and send it, as soon as nobody answers."""
+    page.get_by_role("button", name="Send message").wait_for()
     page.locator("marimo-chatbot [contenteditable=true]").click()
     page.keyboard.type(text)
+    taken_in(page)
     page.keyboard.press("Enter")
 
 

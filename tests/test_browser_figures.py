@@ -75,6 +75,7 @@ def test_a_film_is_made_in_the_background(browser, runs, tmp_path):
                 choose(page, "film")
             says(page, "film", "keyframe")
             aside(page, ".gif")
+            page.get_by_text("wide-to-near-film.gif").wait_for()
             press(page, "make the film")
             says(page, "rolling", "^(running|done): ")
         with opened(browser, tmp_path, server, "?run=near,wide&figure=film") as page:

@@ -155,6 +155,12 @@ def end(processes: list[psutil.Process]) -> None:
         _, processes = psutil.wait_procs(processes, timeout=10)
 
 
+def end_all(folder: Path) -> None:
+    """End what was started with the environment of a folder, and what that started meanwhile."""
+    while found := offspring(folder):
+        end(found)
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on just now.
 
@@ -207,7 +213,7 @@ def serve(
     finally:
         end([psutil.Process(process.pid)] if process.poll() is None else [])
         process.wait()
-        end(offspring(folder))
+        end_all(folder)
 
 
 @contextlib.contextmanager
