@@ -5,6 +5,7 @@ import re
 import pytest
 from serving import NOTEBOOKS, at_once, disabled, fractal_open, opened, press, says, served
 from small import region, run
+from waiting import until
 
 from fractal_core import recipe
 from fractal_core.bench import zoom
@@ -60,10 +61,12 @@ def reopened(browser, folder, tmp_path) -> None:
 
 def _address(log, process) -> str:
     """The server's own address, once it has been said."""
-    while process.poll() is None:
-        if found := re.search(r"shows (http://127\.0\.0\.1:\d+/)", log.read_text()):
-            return found[1]
-    raise AssertionError(log.read_text())
+
+    def said() -> re.Match[str] | None:
+        assert process.poll() is None, log.read_text()
+        return re.search(r"shows (http://127\.0\.0\.1:\d+/)", log.read_text())
+
+    return until(said, "the address")[1]
 
 
 def test_a_film_is_made_in_the_background(browser, runs, tmp_path):

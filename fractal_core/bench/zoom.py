@@ -178,9 +178,9 @@ def answers(url: str, process: subprocess.Popen, log: Path) -> None:
     """Wait until a server is healthy.
 
     Raises:
-        Refused: It ended, or took longer than a minute.
+        Refused: It ended, or took longer than two minutes.
     """
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE / 1e3
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(urllib.error.URLError, OSError):
             urllib.request.urlopen(f"{url}health", timeout=5).close()
