@@ -76,7 +76,12 @@ class Nodes:
         (folder / "sitecustomize.py").write_text(SITE)
         (folder / "token").write_text(secrets.token_hex(32))
         (folder / "tmp").mkdir()
-        self.client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{folder}/token"}
+        self.client = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": f"{folder}/token",
+            # Other tests may fill the memory of the machine; Ray would end workers for it.
+            "RAY_memory_monitor_refresh_ms": "0",
+        }
         self.started: list[subprocess.Popen] = []
 
     def start(self, *options: str) -> subprocess.Popen:
