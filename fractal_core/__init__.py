@@ -52,7 +52,6 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     duty           3   who works on a run folder: locks, shares, journal
     outlook        3   where to go next, and how long the rest takes
     heatmap        3   the map on a canvas in a notebook
-    warm           3   a process that forks runs within milliseconds
     network        4   one tiny network, watched
     planner        4   from choices to the recipe of a map, and its cost
     panels         4   trainability, final loss and both boundaries beside each other
@@ -62,6 +61,7 @@ Floors: a module imports only modules on lower floors, and a test reads this tab
     charts         4   flips against distance, for screen and paper
     plots          4   charts of dimensions
     errands        4   long commands in the background of a folder
+    warm           4   a process that forks runs within milliseconds
     worker         4   one process per slot, which trains units and commits them
     forms          5   what pages are built of: fields, tables, charts, answers to clicks
     agenda         5   what is done next, and what follows from a failure

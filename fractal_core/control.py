@@ -226,11 +226,11 @@ class Progress:
 
 def progress(store: Store) -> Progress:
     """Read from the disk how far a run is."""
+    working = holders(store.path)  # asked first: one that ends meanwhile leaves its units before
     missing = store.missing()
     lacking = sum(unit.size for unit in missing)
     failed = failures(store)
     rows, cols = store.sweep.grid.shape
-    working = holders(store.path)
     live = [
         told
         for suffix, holder in working.items()

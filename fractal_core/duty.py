@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,32 @@ from fractal_core.files import DISK_TROUBLE, Files, read_lines
 U = TypeVar("U")
 
 log = logging.getLogger(__name__)
+
+
+class _Detached(subprocess.Popen):
+    def __del__(self, *_: object) -> None:
+        """That it is running still is meant, so there is no warning of it."""
+
+
+_detached: list[_Detached] = []
+
+
+def detach(arguments: Sequence[str], log: Path) -> subprocess.Popen:
+    """Begin Python with these arguments in a session of its own; `log` gets all that it says.
+
+    It outlives this process, and so the terminal, the notebook's kernel and the browser.
+    """
+    _detached[:] = [process for process in _detached if process.poll() is None]  # reaps the ended
+    with log.open("ab") as output:
+        process = _Detached(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _detached.append(process)
+    return process
 
 
 @dataclass(frozen=True)

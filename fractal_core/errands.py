@@ -33,8 +33,6 @@ LAST_WORDS = 30.0
 STOPPED = 130
 """The code of a command that was asked to stop and put its things in order."""
 
-_begun: list[subprocess.Popen] = []
-
 
 @dataclass(frozen=True)
 class Errand:
@@ -95,16 +93,7 @@ def start(folder: Path, command: Sequence[str]) -> int:
         raise Refused(
             f"{folder} is no folder to work in: {error.strerror}; choose another one"
         ) from None
-    _begun[:] = [process for process in _begun if process.poll() is None]  # reaps what has ended
-    with (folder / LOG).open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fractal_core.errands", str(folder), *command],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    _begun.append(process)
+    process = duty.detach(["-m", "fractal_core.errands", str(folder), *command], folder / LOG)
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         at_work = duty.lock_holder(folder), process.pid

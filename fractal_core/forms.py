@@ -155,7 +155,7 @@ def table(frame: pd.DataFrame, **options: Any) -> mo.ui.table:
     return mo.ui.table(frame, **plain | options)
 
 
-def runs(frame: pd.DataFrame) -> mo.ui.table:
+def runs(frame: pd.DataFrame, **options: Any) -> mo.ui.table:
     """The table of `singles.table`, whose rows can be chosen."""
     return table(
         frame,
@@ -163,6 +163,7 @@ def runs(frame: pd.DataFrame) -> mo.ui.table:
         page_size=8,
         format_mapping={"ratio": _number(4), "seconds": _number(3)},
         wrapped_columns=["settings that differ"],
+        **options,
     )
 
 

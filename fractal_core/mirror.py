@@ -24,7 +24,7 @@ from PIL import Image as Picture
 
 from fractal_core import control, figures, tracking
 from fractal_core.dimension import dimension
-from fractal_core.duty import lock_holder
+from fractal_core.duty import detach, lock_holder
 from fractal_core.errors import Refused
 from fractal_core.files import read_json
 from fractal_core.outcome import is_trainable
@@ -98,17 +98,9 @@ def start(path: Path, patience: float = PATIENCE) -> Follower:
     tracking.require_client()
     (path / "state").mkdir(exist_ok=True)
     log = path / "state" / "track.txt"
-    with log.open("ab") as output:
-        said = output.tell()
-        command = [sys.executable, "-m", "fractal_core", "track", str(path), "--follow"]
-        process = subprocess.Popen(
-            [*command, "--patience", str(patience)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return Follower(process, log, said)
+    said = log.stat().st_size if log.exists() else 0
+    command = ["-m", "fractal_core", "track", str(path), "--follow", "--patience", str(patience)]
+    return Follower(detach(command, log), log, said)
 
 
 class _Mirror:

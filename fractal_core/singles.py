@@ -209,7 +209,8 @@ class Single:
         """complete, training, broken off before there was an outcome, or gone: its folder is."""
         if not self.store.path.exists():
             return "gone"
-        return "complete" if self.result else "training" if self.running else "broken off"
+        running = self.running  # asked first: one that ends meanwhile leaves its result before
+        return "complete" if self.result else "training" if running else "broken off"
 
     @property
     def size(self) -> int:

@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from fractal_core import machine
+from fractal_core import duty, machine
 
 IDLE_SECONDS = 900.0
 INHERITED = (
@@ -32,8 +31,6 @@ INHERITED = (
     *("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
 )
 """Beside what workers are given."""
-
-_spawned: list[subprocess.Popen] = []
 
 
 def address() -> Path:
@@ -67,9 +64,9 @@ def start(path: Path, options: Sequence[str] = (), command: str = "run") -> int:
     (path / "state").mkdir(exist_ok=True)
     pid = ask(path, options, command)
     if pid is None:
-        _spawn(["-m", "fractal_core.warm"], Path(os.devnull))
+        duty.detach(["-m", "fractal_core.warm"], Path(os.devnull))
         words = ["-m", "fractal_core", command, str(path), *options]
-        pid = _spawn(words, path / "state" / "log.txt")
+        pid = duty.detach(words, path / "state" / "log.txt").pid
     return pid
 
 
@@ -85,21 +82,6 @@ def ask(path: Path, options: Sequence[str] = (), command: str = "run") -> int | 
             return json.loads(client.makefile().readline())["pid"]
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _spawn(arguments: list[str], output: Path) -> int:
-    # Those that have ended are reaped here, and nobody waits for the others.
-    _spawned[:] = [process for process in _spawned if process.poll() is None]
-    with output.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    _spawned.append(process)
-    return process.pid
 
 
 def serve(prepare: Callable[[], Callable[[list[str]], int]], idle: float = IDLE_SECONDS) -> None:

@@ -81,8 +81,6 @@ def choosing():
 @app.cell(hide_code=True)
 def settings(kind):
     filmed = kind.value == "film"
-    palette = mo.ui.radio(list(figures.PALETTES), value="split", label="**palette**")
-    quantity = mo.ui.radio(list(figures.QUANTITIES), value="measure", label="**colour**")
     _widths = {"89 mm, one column": 89, "183 mm, two columns": 183}
     _sizes = {f"{film.SIZE} pixels, for a screen": film.SIZE}
     _sizes |= {name: film.pixels(wide) for name, wide in _widths.items()}
@@ -90,9 +88,17 @@ def settings(kind):
     size = mo.ui.radio(_sizes, value=next(iter(_sizes)), label="**width**")
     _suffixes = list(film.SUFFIXES if filmed else figures.FORMATS)
     suffix = mo.ui.radio(_suffixes, value=".mp4" if filmed else ".pdf", label="**file**")
+    return filmed, size, suffix, width
+
+
+@app.cell(hide_code=True)
+def looks():
+    # Of every figure: what is chosen here while another figure is drawn is not forgotten.
+    palette = mo.ui.radio(list(figures.PALETTES), value="split", label="**palette**")
+    quantity = mo.ui.radio(list(figures.QUANTITIES), value="measure", label="**colour**")
     heading = mo.ui.text(label="title", full_width=True)
     captioned = mo.ui.checkbox(value=True, label="caption block")
-    return captioned, filmed, heading, palette, quantity, size, suffix, width
+    return captioned, heading, palette, quantity
 
 
 @app.cell(hide_code=True)
@@ -176,7 +182,7 @@ def saving(chain, folder, kind, known, printed, runs, suffix, write):
 
 @app.cell(hide_code=True)
 def writing(control, folder, name, printed, write):
-    mo.stop(not (write.value and control))
+    mo.stop(not (write.value and control and printed is not None))
     try:
         _path = press.inside(folder.value, name)
         printed.save(_path)
@@ -214,28 +220,24 @@ def ticking():
 
 @app.cell(hide_code=True)
 def linking(filmed, known, runs, script):
-    chain, frames, price = [], [], ""
+    chain, price = [], ""
     try:
         if filmed and runs.value and not script:
             chain = films.wide_first(press.stores_of(known, runs.value))
         if len(chain) == 2:
-            frames = films.keyframes(chain)
-            price = f"between these two: {films.price(frames, chain)}"
+            price = f"between these two: {films.price(films.keyframes(chain), chain)}"
     except (Refused, OSError) as _error:
         price = str(_error)
-    return chain, frames, price
+    return chain, price
 
 
 @app.cell(hide_code=True)
-def filming(chain, control, frames, get_film, why):
+def filming(control, get_film, why):
+    # Made anew by another choice of runs they would lose the click that comes with it.
     _busy = get_film()[0]
-    roll = mo.ui.run_button(
-        label="make the film", disabled=_busy or not (control and chain), tooltip=why
-    )
+    roll = mo.ui.run_button(label="make the film", disabled=_busy or not control, tooltip=why)
     halt = mo.ui.run_button(label="stop", disabled=not (control and _busy), tooltip=why)
-    keys = mo.ui.run_button(
-        label="make the keyframes", disabled=not (control and frames), tooltip=why
-    )
+    keys = mo.ui.run_button(label="make the keyframes", disabled=not control, tooltip=why)
     return halt, keys, roll
 
 
@@ -253,16 +255,18 @@ def film_line(filmed, halt, keys, name, price, roll, script):
 
 
 @app.cell(hide_code=True)
-def rolling(chain, control, frames, halt, keys, name, palette, roll, size):
+def rolling(control, halt, keys, known, name, palette, roll, runs, size):
     mo.stop(not (control and (roll.value or halt.value or keys.value)))
     _said = None
     try:
+        _chain = films.wide_first(press.stores_of(known, runs.value))
         if roll.value:
-            films.begin(chain, OUT / name, palette=palette.value, size=size.value)
+            films.begin(_chain, OUT / name, palette=palette.value, size=size.value)
         elif halt.value:
-            films.stop(chain)
+            films.stop(_chain)
         else:
-            _commands = films.commands([store.path for store in chain], films.make(frames))
+            _between = films.make(films.keyframes(_chain))
+            _commands = films.commands([store.path for store in _chain], _between)
             _said = mo.md("They are made. To go on:\n\n```\n" + "\n".join(_commands) + "\n```")
     except (Refused, OSError) as _error:
         _said = mo.callout(str(_error), kind="warn")

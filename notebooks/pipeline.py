@@ -36,6 +36,13 @@ def navigation():
     get_doing, set_doing = mo.state((False, False, True))
     get_card, set_card = mo.state(None)
     get_trouble, set_trouble = mo.state("")
+    # What a click acts on, as it stands then. A cell that waits for a click names no field: it would
+    # run again when the page turns to another folder, and begin there what it began before.
+    form = forms.Fields()
+
+    def chosen():
+        """The folder that is named now, if the page has turned to it yet or not."""
+        return Path(form["where"].value.strip() or get_folder())
 
     def go(folder):
         """Show a folder; the address leads back to it."""
@@ -46,16 +53,29 @@ def navigation():
     attempt = forms.attempting(set_trouble)
 
     news = (get_news, set_news, get_doing, set_doing, get_card, set_card)
-    return attempt, control, get_card, get_doing, get_folder, get_news, get_trouble, go, news
+    return (
+        attempt,
+        chosen,
+        control,
+        form,
+        get_card,
+        get_doing,
+        get_folder,
+        get_news,
+        get_trouble,
+        go,
+        news,
+    )
 
 
 @app.cell(hide_code=True)
-def settings(get_folder):
+def settings(form, get_folder):
     folder = Path(get_folder())
     where = mo.ui.text(value=str(folder), label="folder", full_width=True)
     size = mo.ui.radio(
         list(stages.SIZES), value=stages.size_of(folder) or "smoke", label="**size**"
     )
+    form.update(where=where, size=size)
     mo.sidebar(
         [
             mo.md("### Stages"),
@@ -78,10 +98,12 @@ def turning(get_folder, go, where):
 
 
 @app.cell(hide_code=True)
-def plan(size):
-    planned = stages.plan(size.value)
-    one = mo.ui.dropdown([stage.name for stage in planned], label="or one stage again:")
-    return one, planned
+def plan(form, size):
+    one = mo.ui.dropdown(
+        [stage.name for stage in stages.plan(size.value)], label="or one stage again:"
+    )
+    form["one"] = one
+    return (one,)
 
 
 @app.cell(hide_code=True)
@@ -153,13 +175,13 @@ def doing(folder, get_news, size):
 
 
 @app.cell(hide_code=True)
-def acting(again, attempt, control, folder, halt, one, size, start):
+def acting(again, attempt, chosen, control, form, halt, start):
     if start.value and control:
-        attempt(lambda: stages.start(folder, size.value))
-    elif again.value and control and one.value:
-        attempt(lambda: stages.start(folder, size.value, one.value))
+        attempt(lambda: stages.start(chosen(), form["size"].value))
+    elif again.value and control and form["one"].value:
+        attempt(lambda: stages.start(chosen(), form["size"].value, form["one"].value))
     elif halt.value and control:
-        attempt(lambda: errands.ask_to_stop(folder))
+        attempt(lambda: errands.ask_to_stop(chosen()))
     return
 
 

@@ -151,8 +151,10 @@ def noted(asked, get_change, run):
 
 
 @app.cell(hide_code=True)
-def naming(control, why):
-    # A button that is made anew by a change loses the click that comes with it.
+def naming(control, get_address, why):
+    # A button that is made anew by a change loses the click that comes with it; one that stays when
+    # the page moves on is still clicked there, and would begin the run again and again.
+    get_address()
     name = mo.ui.text(placeholder="name (or leave it out)")
     start = mo.ui.run_button(label="train it", kind="success", disabled=not control, tooltip=why)
     start_fields = forms.line(name, start)
@@ -224,6 +226,8 @@ def steering_line(again, run, stop, tick):
 
 @app.cell(hide_code=True)
 def acting(again, attempt, control, run, stop):
+    # A click may have been on its way when the page left the run.
+    mo.stop(run is None)
     if stop.value and control:
         attempt(lambda: ask_to_stop(run.store.path))
     elif again.value and control:
@@ -232,10 +236,21 @@ def acting(again, attempt, control, run, stop):
 
 
 @app.cell(hide_code=True)
-def others(get_phase):
+def remembered():
+    # A plain list: the table is made anew when a run ends, and what was selected stays so.
+    selected = []
+    return (selected,)
+
+
+@app.cell(hide_code=True)
+def others(get_phase, selected):
+    def _keep(rows):
+        selected[:] = rows["run"]
+
     get_phase()
-    _all = singles.opened(ROOT, singles.names(ROOT))
-    compared = forms.runs(singles.table(_all))
+    _all = singles.table(singles.opened(ROOT, singles.names(ROOT)))
+    _again = [row for row, name in enumerate(_all["run"]) if name in selected]
+    compared = forms.runs(_all, initial_selection=_again, on_change=_keep)
     return (compared,)
 
 

@@ -155,8 +155,10 @@ def cost(asked, devices, get_change, view, workers):
 
 
 @app.cell(hide_code=True)
-def naming(control, why):
-    # A button that is made anew by a change loses the click that comes with it.
+def naming(control, get_address, why):
+    # A button that is made anew by a change loses the click that comes with it; one that stays when
+    # the page moves on is still clicked there, and would begin the sweep again and again.
+    get_address()
     name = mo.ui.text(placeholder="name (or leave it out)")
     start = mo.ui.run_button(
         label="start the sweep", kind="success", disabled=not control, tooltip=why
@@ -233,6 +235,8 @@ def steering_line(crew_fields, resume, stop, view):
 
 @app.cell(hide_code=True)
 def acting(attempt, control, devices, resume, stop, view, workers):
+    # A click may have been on its way when the page left the run.
+    mo.stop(view is None)
     if stop.value and control:
         attempt(lambda: ask_to_stop(view.path))
     elif resume.value and control:
@@ -309,8 +313,8 @@ def closer(control, heat, view, why):
 
 
 @app.cell(hide_code=True)
-def zooming(attempt, control, devices, go, inner, view, workers, zoom_in):
-    if zoom_in.value and control:
+def zooming(attempt, control, devices, go, heat, inner, view, workers, zoom_in):
+    if zoom_in.value and control and heat.roi:
         _options = planner.options(devices.value, workers.value)
         _label = explore.label_of(view.name)
         attempt(lambda: go(watching.begin(ROOT, "", _label, inner(), _options, view.name)))

@@ -135,16 +135,28 @@ def places(control, get_history, view):
 
 
 @app.cell(hide_code=True)
-def moving(attempt, back, forward, get_address, get_history, go, opened, place, turn_to, view):
+def moving(back, forward, get_address, get_history, turn_to, view):
+    # A second click may have been on its way when the first led to the end.
     _past, _future = get_history()
-    if back.value:
+    if back.value and (_past or view.parent is not None):
         _before = _past[-1] if _past else {"run": view.parent.name}
         turn_to(_before, _past[:-1], (get_address(), *_future))
-    elif forward.value:
+    elif forward.value and _future:
         turn_to(_future[0], (*_past, get_address()), _future[1:])
-    elif opened.value:
+    return
+
+
+@app.cell(hide_code=True)
+def opening(attempt, go, opened):
+    # Apart from the places: one that cannot be opened stays chosen, and is not to be tried again.
+    if opened.value:
         attempt(lambda: go(explore.open_view(ROOT, opened.value)))
-    elif place.value:
+    return
+
+
+@app.cell(hide_code=True)
+def going(attempt, go, place):
+    if place.value:
         _preset = place.value.get("preset", "")
         attempt(lambda: go(explore.from_address(ROOT, place.value), _preset))
     return
@@ -236,10 +248,15 @@ def painting(palette, quantity, raw, tell, view):
 
 
 @app.cell(hide_code=True)
-def acting(attempt, cancel, control, go, inner, start, view, zoom_in):
+def zooming(attempt, control, go, inner, zoom_in):
     if zoom_in.value and inner is not None:
         attempt(lambda: go(explore.begin(inner) if control else inner))
-    elif start.value and control:
+    return
+
+
+@app.cell(hide_code=True)
+def acting(attempt, cancel, control, go, start, view):
+    if start.value and control:
         attempt(lambda: go(explore.begin(view)))
     elif cancel.value and control:
         attempt(lambda: explore.cancel(view))

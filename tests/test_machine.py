@@ -91,6 +91,8 @@ def test_a_scheduler_decides_which_gpus_are_seen(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-abc")
     slots = machine.slots(("cuda",), devices=("cuda:1",))
     assert slots[0].environment["CUDA_VISIBLE_DEVICES"] == "GPU-abc"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [slot.device for slot in machine.slots(("cuda", "cpu"))] == ["cpu"]
 
 
 def test_without_a_driver_the_cpu_is_used():

@@ -52,22 +52,65 @@ def test_a_notebook_that_nobody_watches_starts_nothing(notebook, tmp_path):
 @pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.py")), ids=lambda path: path.stem)
 def test_what_is_typed_makes_no_button_anew(notebook):
     """It would lose a click that reaches a busy kernel together with the change."""
-    cells = [
-        each for each in ast.parse(notebook.read_text()).body if isinstance(each, ast.FunctionDef)
-    ]
-    elements = {name for cell in cells for name in _elements(cell)}
+    cells = _cells(notebook)
+    elements = {name for cell in cells for name in _given(cell, "mo.ui.", "forms.crew(")}
     # A drag in the map comes by a way of its own, before a click that follows it.
     elements -= {"heat"}
-    buttons = [cell for cell in cells if "mo.ui.run_button(" in ast.unparse(cell)]
-    for cell in buttons:
-        assert not elements & {each.arg for each in cell.args.args}, cell.name
+    changed = _below(cells, [cell for cell in cells if _named(cell) & elements])
+    for cell in changed:
+        assert not _given(cell, "mo.ui.run_button("), cell.name
 
 
-def _elements(cell):
-    """Names that a cell gives to what one types into or clicks."""
-    for each in ast.walk(cell):
-        if isinstance(each, ast.Assign) and ast.unparse(each.value).startswith("mo.ui."):
-            yield from (part.id for part in ast.walk(each.targets[0]) if isinstance(part, ast.Name))
+@pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_click_is_taken_once(notebook):
+    """A button counts as clicked until no cell has anything to do: if what it did has a state run
+    again who waits for it, it must have been made anew before.
+    """
+    cells = _cells(notebook)
+    for button in {name for cell in cells for name in _given(cell, "mo.ui.run_button(")}:
+        for state in {name for cell in cells for name in _given(cell, "mo.state(")}:
+            if not state.startswith("get_"):  # nobody runs again for the name of what sets it
+                continue
+            again = _below(cells, [cell for cell in cells if state in _named(cell)])
+            waits = [cell.name for cell in again if f"{button}.value" in ast.unparse(cell)]
+            made = [cell.name for cell in again if button in _given(cell, "mo.ui.run_button(")]
+            assert made or not waits, (button, state)
+
+
+def _cells(notebook):
+    module = ast.parse(notebook.read_text())
+    return [each for each in module.body if isinstance(each, ast.FunctionDef)]
+
+
+def _named(cell):
+    """What a cell takes from others."""
+    return {each.arg for each in cell.args.args}
+
+
+def _given(cell, *makers):
+    """Names that a cell gives to what comes from some function, and to parts of it."""
+    return {
+        part.id
+        for each in ast.walk(cell)
+        if isinstance(each, ast.Assign)
+        and any(maker in ast.unparse(each.value) for maker in makers)
+        for part in ast.walk(each.targets[0])
+        if isinstance(part, ast.Name)
+    }
+
+
+def _below(cells, first):
+    """Cells, and all that run when they do."""
+    given = {
+        cell.name: {part.id for part in ast.walk(cell.body[-1]) if isinstance(part, ast.Name)}
+        for cell in cells
+    }
+    found, news = [], first
+    while news:
+        found += news
+        names = set().union(*(given[cell.name] for cell in news))
+        news = [cell for cell in cells if cell not in found and _named(cell) & names]
+    return found
 
 
 def _quietly(folder, *command):

@@ -62,7 +62,10 @@ AT_A_TIME = 2
 FLAGS = ("--std=c++17", "--fmad=false", "--ptxas-options=-v")
 """Of the compiler: no multiplication and addition is fused that the text does not fuse."""
 
-ELSEWHERE = "; `--devices cpu` trains to the same bits without it"
+ELSEWHERE = (
+    "; `--devices cpu`, or for pages CUDA_VISIBLE_DEVICES= before the command that opens them, "
+    "trains to the same bits without it"
+)
 
 UNREADABLE = (
     *("INVALID_IMAGE", "INVALID_SOURCE", "INVALID_PTX", "NO_BINARY_FOR_GPU"),
