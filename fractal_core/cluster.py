@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 PLACING_SECONDS = 120.0
 """How long a run goes on in which no node has room for a worker."""
 
+BEGINNING, LEAVING = 5.0, 30.0
+"""How long the end of a run waits for an actor to begin, and for those that have begun to clean up."""
+
 RECIPE = ("sweep.json", "axes.npz", "plan.json")
 RESOURCE = {"cpu": "CPU", "cuda": "GPU"}
 
@@ -382,9 +385,15 @@ class RayCrew:
     def close(self) -> None:
         """Let the actors clean up, and leave the cluster."""
         self.ask()
-        idle = [post for post in self._posts if post.open and not post.busy]
+        idle = [post for post in self._posts if not post.busy] if not self._closed else []
         with contextlib.suppress(self._ray.exceptions.RayError):
-            left = [post.actor.leave.remote() for post in idle] if not self._closed else []
-            self._ray.wait(left, num_returns=len(left), timeout=5.0) if left else None
+            # One that came too late for a unit has a folder, too; another may never have had room.
+            begun = self._of([post.opened for post in idle], BEGINNING)
+            left = [post.actor.leave.remote() for post in idle if post.opened in begun]
+            self._of(left, LEAVING)
         self.kill()
         self._stay.close()
+
+    def _of(self, asked: list[Any], seconds: float) -> list[Any]:
+        """What of this is answered within so long."""
+        return self._ray.wait(asked, num_returns=len(asked), timeout=seconds)[0] if asked else []

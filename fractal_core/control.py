@@ -122,7 +122,7 @@ def stop(path: Path, patience: float = 20.0) -> bool:
     _require_here(path, found)
     for how, wait in (
         (signal.SIGTERM, patience),
-        (signal.SIGTERM, 5.0),
+        (signal.SIGTERM, 15.0),
         (signal.SIGKILL, 5.0),
     ):
         for suffix, holder in holders(path).items():

@@ -277,8 +277,8 @@ class _Desk:
         )
 
     def _end(self, now: bool) -> None:
-        self.journal.event("stopping", now=now)
         self.agenda.stop()
+        self.journal.event("stopping", now=now)
         (self.crew.kill if now else self.crew.ask)()
 
     def leave(self) -> None:

@@ -27,7 +27,7 @@ NOTE, LOG = "state/errand.json", "state/log.txt"
 PATIENCE = 60.0
 """Seconds to wait for a process to begin."""
 
-LAST_WORDS = 5.0
+LAST_WORDS = 30.0
 """Seconds to wait for the log to be whole."""
 
 STOPPED = 130

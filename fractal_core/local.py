@@ -34,7 +34,7 @@ class Patience:
     """How long a worker is waited for, in seconds.
 
     Args:
-        starting: From the beginning to its first sign of progress.
+        starting: To its first word; and of the first workers of a run, to their first progress.
         silence: Without a beat: the process is stopped, or its machine has gone.
         stuck: Alive but without progress, at the least;
         factor: or this many times what usually passes between two signs of progress.
@@ -200,7 +200,8 @@ class Worker:
         if now - self._heard > patience.silence and self._ticks is not None:
             return f"gave no sign of life for {patience.silence:.0f} s"
         limit = patience.starting
-        if self._gaps:
+        # One that has said nothing yet is being started, however quick the others were.
+        if self._gaps and self._ticks is not None:
             limit = max(patience.stuck, patience.factor * statistics.median(self._gaps))
         if now - self._moved > limit:
             return f"hung: no progress for {limit:.0f} s"

@@ -2,18 +2,30 @@
 
 import contextlib
 import os
+import signal
 import tempfile
 import time
 
 import psutil
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Set in many containers; a thousand processes would each compile all of torch, marimo and pandas.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
-settings.load_profile("untimed")
+# A machine may fetch packages through a proxy, which knows nothing of servers that tests begin.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
+# A shell ignores Ctrl-C on behalf of what it begins in the background, and so would all begun here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine is no failure, neither in a test nor while its examples are drawn; and the examples
+# are the same each time, so that what fails was broken by a change and not found by chance.
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from formula import Formula
-from waiting import alive
+from waiting import Program, alive
 
 from fractal_core import Axis, Outcome, Outcomes, Region, Store, Sweep
 from fractal_core.engine import run_here
@@ -226,9 +226,9 @@ def run_clean(path: Path, rows: int = 32, cols: int = 32) -> Store:
     return store
 
 
-def begin(store: Store, *options: str) -> subprocess.Popen[str]:
+def begin(store: Store, *options: str) -> Program:
     """A supervisor in a process of its own."""
-    return subprocess.Popen(
+    return Program(
         [sys.executable, "-m", "fractal_core", "run", str(store.path), *options],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from waiting import DEADLINE
+
 PLAN = {0: (3, signal.SIGTERM), 1: (4, signal.SIGKILL)}
 """In the first two processes of a stage, the step that is the last, and what ends it."""
 
@@ -30,7 +32,7 @@ class Stage:
 
     def wait(self) -> int:
         """Its exit code."""
-        self.process.join(120)
+        self.process.join(5 * DEADLINE)
         assert self.process.exitcode is not None
         return self.process.exitcode
 

@@ -41,8 +41,9 @@ def folder() -> Path:
 def heard(what: str | None = None, where: Path | None = None) -> list[dict]:
     """What it was told, in order."""
     file = (where or folder()) / "heard.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    told = [json.loads(line) for line in lines]
+    text = file.read_text() if file.exists() else ""
+    # Whoever writes may be in the middle of the last line.
+    told = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     return [line for line in told if what is None or line["what"] == what]
 
 

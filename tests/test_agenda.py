@@ -1,8 +1,8 @@
 """What is done next, and what follows from each way to end."""
 
 import threading
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,16 +77,21 @@ def test_what_does_not_fit_is_halved_and_the_others_learn():
     assert fail(alone, worker.MEMORY).final
 
 
-def test_a_retry_waits_and_the_rest_does_not():
+def test_a_retry_waits_and_the_rest_does_not(monkeypatch):
     """The pause doubles; meanwhile others are handed out, and the last waits for its retry."""
-    mine = agenda(UNITS[:2], backoff=0.2)
+    mine, waits = agenda(UNITS[:2], backoff=0.5), []
+    # By a clock that stands still but for the waiting.
+    monkeypatch.setattr("fractal_core.agenda.time", SimpleNamespace(monotonic=lambda: sum(waits)))
+    monkeypatch.setattr(mine._changed, "wait", waits.append)
     failed = fail(mine, -9).order
     other = take(mine)
     assert other.unit == UNITS[1]
     mine.settle(Exit(other, worker.DONE))
-    started = time.monotonic()
-    assert take(mine) == replace(failed, attempt=2)
-    assert time.monotonic() - started > 0.05
+    again = take(mine)
+    assert (again, waits) == (replace(failed, attempt=2), [0.5])
+    fail(mine, -9, order=again)
+    assert take(mine) == replace(failed, attempt=3)
+    assert waits == [0.5, 1.0]
 
 
 def test_who_finds_nothing_waits_for_what_may_come_back():

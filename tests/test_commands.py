@@ -192,7 +192,7 @@ def test_detached_runs_finish_by_themselves(finished):
 
     def over() -> dict | None:
         state = json.loads(fractal("status", "away", "--json", cwd=finished).stdout)
-        assert state["process"] in (pid, None)
+        assert state["process"] in (pid, 0, None)  # at its end it has no name for an instant
         return state if state["process"] is None else None
 
     assert until(over, "its end")["done"] == 384

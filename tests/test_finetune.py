@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -419,7 +420,8 @@ def test_a_batch_that_does_not_fit_is_told_apart(model):
 def test_torchrun_shares_the_batches_of_a_step(model, tmp_path):
     """Two processes make one run folder, with the curve of one process up to rounding."""
     options = ["--set", f"checkpoint={model}", *SET, "num_steps=4", "accumulation=2", "--samples=0"]
-    launch = ["torchrun", "--standalone", "--nproc_per_node=2", "-m", "fractal_core", "finetune"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    launch += ["-m", "fractal_core", "finetune"]
     answer = subprocess.run(
         [*launch, "two", *options], cwd=tmp_path, capture_output=True, text=True, check=False
     )

@@ -12,6 +12,7 @@ from small import region, run
 import fractal_core.commands.open as opening
 from fractal_core import published, recipe
 from fractal_core.__main__ import execute
+from fractal_core.bench import zoom
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +98,14 @@ def test_a_figure_opens_the_zoom_notebook_at_its_run(here, capsys, monkeypatch):
     monkeypatch.setattr(os, "execve", lambda *given: execs.append(given))
     assert execute(["show", "runs/wide", "--out", "map.pdf", "--child", "runs/near"]) == 0
     capsys.readouterr()
-    assert execute(["open", "map.pdf", "--port", "2718"]) == 0
+    port = zoom.free_port()
+    assert execute(["open", "map.pdf", "--port", str(port)]) == 0
     wide, near = capsys.readouterr().out.splitlines()
-    assert wide.startswith("map.pdf shows http://127.0.0.1:2718/?run=wide&access_token=")
+    assert wide.startswith(f"map.pdf shows http://127.0.0.1:{port}/?run=wide&access_token=")
     assert "run=near" in near
     (_, command, environment) = execs[0]
     assert command[4].endswith("zoom.py")
-    assert command[command.index("--port") + 1] == "2718"
+    assert command[command.index("--port") + 1] == str(port)
     assert environment["FRACTAL_ALLOW_CONTROL"] == "0"
     token = wide.rpartition("=")[2]
     pipe = command[command.index("--token-password-file") + 1]

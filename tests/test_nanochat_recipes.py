@@ -7,9 +7,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from nanochat.cli import config_from
@@ -57,7 +57,8 @@ def notes(place: Path) -> list[str]:
 def warn(process: subprocess.Popen, place: Path, word: signal.Signals) -> None:
     """Send a signal when the command has begun."""
     until(lambda: COMMAND in notes(place), "the command")
-    time.sleep(0.2)  # until whoever started it waits
+    starter = psutil.Process(process.pid)
+    until(lambda: starter.status() == psutil.STATUS_SLEEPING, "that who started it waits for it")
     process.send_signal(word)
 
 

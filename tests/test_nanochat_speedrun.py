@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -161,6 +160,7 @@ def test_what_a_killed_run_leaves_behind_keeps_others_out(tmp_path):
     run = subprocess.Popen([sys.executable, "-c", program])
     until((tmp_path / "begun").exists, "the stage")
     (left,) = (child.pid for child in psutil.Process(run.pid).children())
+    until(lambda: (folder / "speedrun.lock").read_text().strip() == str(left), "its name")
     run.kill()
     run.wait()
     refused = pytest.raises(Refused, match=f"another run works in .*, process {left}; ")
@@ -219,9 +219,10 @@ def test_a_wish_to_stop_is_handed_on_once(base, monkeypatch):
     )
     scripted(monkeypatch, {"a": hears, "b": "note('b')"})
 
+    Path("notes").touch()
+
     def stop() -> None:
-        while not Path("notes").exists():
-            time.sleep(0.02)
+        until(lambda: notes() == ["ready"], "its note")
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=stop)

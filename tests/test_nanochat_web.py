@@ -459,7 +459,7 @@ def test_an_answer_ends_when_its_client_goes_away(tokenizer):
             while b'"token"' not in connection.recv(1000):
                 pass
         until(lambda: not served.workers.busy, each=lambda: voice.go(1))
-        assert voice.said < 1000
+        assert voice.said < 4096
         assert served.workers.answered == 0
         voice.go()
         assert text_of(served.ask(max_tokens=2)) == "aa"
@@ -559,6 +559,10 @@ def test_fractal_chat_serves_a_folder_until_it_is_interrupted(tmp_path):
 @pytest.fixture
 def look(browser, tmp_path):
     """Opens a page; what goes wrong in it, refusals aside, fails the test and leaves a screenshot."""
+
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=1000 * DEADLINE)
 
     @contextlib.contextmanager
     def open_page(served: Served):

@@ -19,13 +19,14 @@ from stagebase import weights
 from tasks.common import Task
 from test_nanochat_mid import MID
 from test_nanochat_rl import RL, Vowels
+from waiting import DEADLINE
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked"),
 ]
 
-SECONDS = 120
+SECONDS = 5 * DEADLINE
 HALVES = dataclasses.replace(MID, total_batch_size=128, num_iterations=6)
 """Two processes of a micro-batch each make one step."""
 

@@ -74,7 +74,7 @@ def test_a_long_run_is_written_in_a_thousand_lines():
 
 def test_losses_are_seen_while_the_kernel_works(tmp_path):
     """They come in several portions, not all at the end."""
-    long = replace(QUICK, samples=272, steps=20_000)
+    long = replace(QUICK, samples=272, steps=60_000)
     _, _, heard = watched(tmp_path / "long", long)
     assert len({row["seconds"] for row in heard}) > 1
 

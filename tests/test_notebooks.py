@@ -12,6 +12,7 @@ import pytest
 from PIL import Image as Picture
 from serving import NOTEBOOKS
 from small import region, run
+from waiting import until
 
 from fractal_core.bench import zoom
 
@@ -125,7 +126,7 @@ def _quietly(folder, *command):
         check=False,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert zoom.offspring(folder) == []
+    until(lambda: not zoom.offspring(folder), "the end of its last process")
     assert _kept(folder) == before
 
 

@@ -75,7 +75,9 @@ def test_missing_is_a_mask(store):
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=15,
+    deadline=None,
 )
 @given(st.data())
 def test_units_in_any_order_and_twice_give_one_image(tmp_path, data):

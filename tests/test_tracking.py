@@ -20,7 +20,7 @@ import pytest
 import standin
 from standin import heard
 from terminal import fractal
-from waiting import DEADLINE, until, until_gone
+from waiting import DEADLINE, Program, until, until_gone
 
 from fractal_core import (
     Axis,
@@ -310,8 +310,8 @@ def test_without_the_client_there_is_one_sentence(monkeypatch):
         tracking.require_client()
 
 
-def begin(path: Path, *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def begin(path: Path, *options: str) -> Program:
+    return Program(
         [sys.executable, "-m", "fractal_core", *options, str(path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -456,7 +456,7 @@ def test_the_client_itself_and_a_server_that_does_not_know_the_key(store, tmp_pa
     monkeypatch.setenv("WANDB_API_KEY", HEX)
     with served(401, 0.0) as address:
         monkeypatch.setenv("WANDB_BASE_URL", address)
-        answer = fractal("track", str(store.path), "--patience", "10", cwd=tmp_path)
+        answer = fractal("track", str(store.path), "--patience", str(DEADLINE), cwd=tmp_path)
     assert answer.returncode == 2
     assert answer.stderr.count("\n") == 1, answer.stderr
     assert "error 401" in answer.stderr

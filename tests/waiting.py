@@ -4,6 +4,7 @@ Who lets go of a lock, or writes its last line, has not ended yet; what follows 
 is waited for, never looked at once.
 """
 
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -21,6 +22,15 @@ Work = TypeVar("Work", bound=Begun)
 
 DEADLINE = 120.0
 """Seconds that a busy machine may take for anything."""
+
+
+class Program(subprocess.Popen[str]):
+    """A program; a test that fails ends it, and does not wait for what it would have told it."""
+
+    def __exit__(self, kind, value, traceback) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, value, traceback)
 
 
 def until(condition: Callable[[], Found], what: str, deadline: float = DEADLINE) -> Found:
