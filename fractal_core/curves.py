@@ -11,7 +11,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64
 from PIL import Image as Picture
 
 from fractal_core.boundary import SafetyMargin, boundary_cells
@@ -103,7 +103,8 @@ def box_chart(found: Roughness, truth: float | None = None) -> alt.LayerChart:
     box = found.box
     level = None if box.value is None or box.low is None or box.high is None else box.value
     ends = None if level is None else (box.low or 0.0, box.high or 2.0)
-    return profile_chart(box.profile, nulls, f"box size, {found.unit}", level, ends, truth)
+    scale = f"box size, {found.unit}"
+    return profile_chart(box.profile, nulls, scale, level, ends, truth, box.fitted)
 
 
 def profile_chart(
@@ -113,6 +114,7 @@ def profile_chart(
     value: float | None = None,
     ends: tuple[float, float] | None = None,
     truth: float | None = None,
+    fitted: Float64[np.ndarray, " windows"] | None = None,
 ) -> alt.LayerChart:
     """D(eps): a line with its intervals, the fitted D as a dashed one over its band.
 
@@ -120,6 +122,7 @@ def profile_chart(
         scale: What eps is.
         value: The dimension of all scales together, and `ends` of its interval.
         truth: Where that is known.
+        fitted: What the fit reads at the same eps, a thin line.
     """
     ours = _rows(measured, "measured", 0)
     theirs = [
@@ -165,6 +168,10 @@ def profile_chart(
         base.mark_line(color=BLUE, strokeWidth=1.5).encode(y=y),
         base.mark_point(color=BLUE, filled=True, size=40, opacity=1).encode(y=y),
     ]
+    if fitted is not None:
+        thin = pd.DataFrame({"what": "the fit", "eps": measured.eps, "D": fitted})
+        lines = alt.Chart(thin).mark_line(color=ORANGE, strokeWidth=1, clip=True)
+        layers.append(lines.encode(x=x, y=y, tooltip=tips[:3]))
     return alt.LayerChart(layer=layers, height=HEIGHT)
 
 

@@ -116,6 +116,16 @@ class Dimension:
     edge_density: float
     neighbour_correlation: float
 
+    @property
+    def fitted(self) -> Float64[np.ndarray, " windows"] | None:
+        """What the fit reads where `profile` was counted: it climbs to D; None without a D."""
+        if self.value is None or self.unseen is None:
+            return None
+        sizes = self.counts.sizes[fitted_sizes(self.counts)]
+        return 2 - (2 - self.value) * (
+            1 - self.unseen * np.diff(1 / sizes) / np.diff(np.log(sizes))
+        )
+
 
 def fitted_sizes(counts: Counts) -> Bool[np.ndarray, " sizes"]:
     """Sizes that a fit may use: at least 30 boxes hold both labels, and at most 1/16 of the map."""

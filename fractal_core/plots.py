@@ -159,7 +159,7 @@ def _boundary(
 
 
 def _profile(axes: Axes, found: Roughness) -> None:
-    """D(eps) of the map with its interval; one grey line for each null."""
+    """D(eps) of the map with its interval, and of the fit; D; one grey line for each null."""
     ours = found.box.profile
     nulls = [(COINS, ":", "coin flips", found.coins)]
     for dashes, (name, drawn) in zip(("--", "-."), found.curves.items(), strict=True):
@@ -183,6 +183,11 @@ def _profile(axes: Axes, found: Roughness) -> None:
             at, ours.dimension, "o-", color=OURS, ms=2.5, lw=1.2, zorder=4,
             label="this map, 95 % interval",
         )  # fmt: skip
+    if found.box.value is not None and found.box.fitted is not None:
+        handles[1:1] = [
+            axes.plot(at, found.box.fitted, color=EDGE, lw=0.8, zorder=5, label="its fit")[0],
+            axes.axhline(found.box.value, color=OURS, ls=(0, (6, 3)), lw=0.8, label="D of the fit"),
+        ]
     if len(scales):
         axes.set_xscale("log")
         low, high = float(scales.min()) / unit * 0.95, float(scales.max()) / unit * 1.05

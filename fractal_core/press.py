@@ -176,8 +176,7 @@ def _dimension(store: Store, which: Which, captioned: bool) -> Print:
     picture = adaptive.audited(store, store.image())
     labels = SIDES[which](picture.outcome)
     found = measured(store, labels, picture.outcome)
-    words = f"{recipe.caption(store, '')} {picture.caption}".strip()
-    return dimension_print(store, labels, found, which, words if captioned else picture.caption)
+    return dimension_print(store, labels, found, which, picture.caption, captioned)
 
 
 def dimension_print(
@@ -185,11 +184,23 @@ def dimension_print(
     labels: Bool[np.ndarray, "rows cols"],
     found: Roughness,
     which: Which,
-    caption: str,
+    note: str,
+    captioned: bool = False,
 ) -> Print:
-    """The boundary on its map beside its dimension over scales."""
+    """The boundary on its map beside its dimension over scales.
+
+    Args:
+        store: The run.
+        labels: One side of the boundary.
+        found: What was measured of it.
+        which: The boundary.
+        note: What must be said below it in any case.
+        captioned: Whether the caption block stands there, too.
+    """
     from fractal_core import plots
 
+    slopes = SLOPES if found.box.value is not None else ""
+    words = " ".join(filter(None, (recipe.caption(store, ""), slopes, note)))
     rows, cols = store.sweep.grid.shape
     (x, y), _ = pitch_of(store.sweep.grid)
     figure = plots.dimension_figure(
@@ -198,10 +209,15 @@ def dimension_print(
         names=store.sweep.labels,
         spans=(x * cols, y * rows),
         sides=WORDS[which],
-        caption=caption,
+        caption=words if captioned else note,
     )
-    return Print(figure, recipe.text("dimension", [store], {"boundary": which}, caption), caption)
+    return Print(figure, recipe.text("dimension", [store], {"boundary": which}, words), words)
 
+
+SLOPES = (
+    "D(ε) are the slopes between neighbouring box sizes as counted. A box misses what reaches into it "
+    "by less than about a pitch, so that small boxes read low; the fit allows for that, and gives D."
+)
 
 USAGE = """usage: python notebooks/figures.py --run FOLDER [--run FOLDER ...] --out FOLDER
 

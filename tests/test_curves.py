@@ -27,6 +27,8 @@ def test_boxes_are_drawn_with_their_intervals_and_nulls():
     np.testing.assert_allclose([row["low"] for row in mine], found.box.profile.low)
     assert {"coin flips", "a quadratic loss", "true D = 1.262"} <= {row.get("what") for row in rows}
     assert {"low": found.box.low, "high": found.box.high} in rows
+    fit = [row["D"] for row in rows if row.get("what") == "the fit"]
+    np.testing.assert_allclose(fit, found.box.fitted)
 
 
 def test_a_narrow_chart_names_all_that_is_compared():

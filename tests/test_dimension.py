@@ -194,6 +194,10 @@ def test_local_slopes_come_with_intervals_and_climb_to_the_dimension():
     assert np.all((profile.low <= profile.dimension) & (profile.dimension <= profile.high))
     assert profile.dimension[0] < sets.KOCH.dimension - 0.08
     assert profile.dimension[-4:].mean() == pytest.approx(sets.KOCH.dimension, abs=0.02)
+    assert np.abs(found.fitted - profile.dimension).max() < 0.02
+    assert np.all(np.diff(found.fitted) > 0)
+    assert found.fitted[-1] < found.value
+    assert dimension(np.ones((64, 64), bool), PITCH).fitted is None
 
 
 def test_boundary_in_time():

@@ -10,7 +10,18 @@ from PIL import Image as Picture
 from small import region, run
 from test_figures import DEEPEST, INIT, TANH, WIDE, lab, nearest, picture_of
 
-from fractal_core import Refused, TinyNetworks, engine, figures, plate, press, proof, recipe, sheet
+from fractal_core import (
+    Refused,
+    TinyNetworks,
+    calibration,
+    engine,
+    figures,
+    plate,
+    press,
+    proof,
+    recipe,
+    sheet,
+)
 from fractal_core.plate import Tile, plate_figure
 
 NAMES = ("input layer learning rate", "output layer learning rate")
@@ -148,6 +159,19 @@ def test_headless_writes_what_it_can(tmp_path, capsys):
     assert recipe.read(folder / "done-panels4.pdf").kind == "4 panels"
     assert press.headless([str(tmp_path / "none")], str(folder)) == 2
     assert press.headless([str(tmp_path / "done")], "") == 2
+
+
+@pytest.mark.parametrize(("known", "resolved"), [("Koch snowflake", True), ("coin flips", False)])
+def test_the_caption_of_a_dimension_says_why_it_lies_above_its_slopes(
+    known, resolved, tmp_path, monkeypatch
+):
+    """Where there is one; the title says it with its interval, the chart draws the fit."""
+    found = calibration.judged(known, 1)
+    monkeypatch.setattr(press, "measured", lambda *_: found)
+    drawn = press.draw("dimension", [run(tmp_path, "done", region())])
+    assert ("small boxes read low" in drawn.caption) == resolved
+    named = {text.get_text() for text in drawn.figure.axes[1].get_legend().get_texts()}
+    assert ({"its fit", "D of the fit"} <= named) == resolved
 
 
 def test_runs_of_one_name_become_files_of_their_own(tmp_path, monkeypatch):

@@ -115,9 +115,11 @@ def test_the_figure_shows_boundary_profile_and_nulls(tmp_path):
     found = measured(labels)
     figure = plots.dimension_figure(labels, found, names=("a", "b"), spans=(9.0, 9.0))
     chart = figure.axes[1]
-    drawn = [line.get_ydata().tolist() for line in chart.lines]
+    *drawn, fit, level = [np.asarray(line.get_ydata()).tolist() for line in chart.lines]
     measured_too = [*found.coins, *found.curves[SMOOTHED], *found.curves[QUADRATIC], found.box]
     assert drawn == [each.profile.dimension.tolist() for each in measured_too]
+    assert fit == found.box.fitted.tolist()
+    assert level == [found.box.value] * 2
     shown = figure.axes[0].images[1].get_array()
     assert np.array_equal(~np.ma.getmaskarray(shown), boundary_cells(labels))
     assert "decades" in chart.get_xlabel()
