@@ -388,12 +388,12 @@ class RayCrew:
         idle = [post for post in self._posts if not post.busy] if not self._closed else []
         with contextlib.suppress(self._ray.exceptions.RayError):
             # One that came too late for a unit has a folder, too; another may never have had room.
-            begun = self._of([post.opened for post in idle], BEGINNING)
+            begun = self._answered([post.opened for post in idle], BEGINNING)
             left = [post.actor.leave.remote() for post in idle if post.opened in begun]
-            self._of(left, LEAVING)
+            self._answered(left, LEAVING)
         self.kill()
         self._stay.close()
 
-    def _of(self, asked: list[Any], seconds: float) -> list[Any]:
-        """What of this is answered within so long."""
+    def _answered(self, asked: list[Any], seconds: float) -> list[Any]:
+        """Those calls of actors that are answered within so many seconds."""
         return self._ray.wait(asked, num_returns=len(asked), timeout=seconds)[0] if asked else []

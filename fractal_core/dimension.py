@@ -118,7 +118,11 @@ class Dimension:
 
     @property
     def fitted(self) -> Float64[np.ndarray, " windows"] | None:
-        """What the fit reads where `profile` was counted: it climbs to D; None without a D."""
+        """The slopes of the fit at the box sizes of `profile`; None where there is no D.
+
+        Between sizes s and t they are 2 - (2 - D) (1 - u (1/t - 1/s) / (log t - log s)), so that they
+        climb to D as boxes grow; u is `unseen`.
+        """
         if self.value is None or self.unseen is None:
             return None
         sizes = self.counts.sizes[fitted_sizes(self.counts)]

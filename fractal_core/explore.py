@@ -25,7 +25,6 @@ from fractal_core.sweep import Sweep
 MOST = {"grid": 1024, "steps": 100_000}
 """What an address may ask for; anybody can write one, and looking must stay cheap."""
 
-
 LONGEST_NAME = 200
 """Bytes of the name of a run folder; most disks end at 255, and files beside it have longer ones."""
 
@@ -123,8 +122,12 @@ def _parent_of(root: Path, name: str) -> str:
     return parent if (root / parent / "sweep.json").exists() else ""
 
 
-def view_of(root: Path, sweep: Sweep, label: str, parent: Path | None = None) -> View:
-    """The view of a sweep: the run that holds this very recipe, or a folder yet to be made."""
+def view_of(
+    root: Path, sweep: Sweep, label: str, parent: Path | None = None, name: str = ""
+) -> View:
+    """The view of a sweep: the folder of a name, the run of this very recipe, or a new folder."""
+    if name:
+        return View(sweep, root / require_name(name.strip()), None, parent)
     for name in runs(root):
         with contextlib.suppress(Refused, OSError):
             if read_recipe(root / name).get("id") == sweep.id:

@@ -54,7 +54,7 @@ class Fields(dict[str, Any]):
 
 
 def settings(
-    experiment: Any, changed: Callable[[Any], None] | None = None, without: Sequence[str] = ()
+    experiment: Any, changed: Callable[[Any], None], without: Sequence[str] = ()
 ) -> Fields:
     """A field for every setting of an experiment; a list where only some values are allowed."""
     fields = Fields()
@@ -70,23 +70,20 @@ def settings(
 
 
 def plane(
-    preset: str,
-    axes: tuple[str, str],
-    window: str,
-    changed: Callable[[Any], None] | None = None,
+    preset: str, axes: tuple[str, str], window: str, changed: Callable[[Any], None]
 ) -> Fields:
     """Fields for both axes, the grid and the seed, as `planner.chosen` reads them."""
     edge = planner.usual_edge(experiments.preset(preset).experiment)
     fields = Fields()
+    told: dict[str, Any] = {"on_change": changed}
     ends = planner.ends_as_text(preset, axes, window)
     for axis, (low, high), cells in zip("xy", ends, ("columns", "rows"), strict=True):
-        fields[f"{axis} scale"] = mo.ui.dropdown(
-            ["log10", "linear"], value="log10", label="scale", on_change=changed
-        )
-        fields[f"{axis} from"] = mo.ui.text(low, label=f"{axis} from", on_change=changed)
-        fields[f"{axis} to"] = mo.ui.text(high, label=f"{axis} to", on_change=changed)
-        fields[cells] = mo.ui.number(1, LARGEST_EDGE, value=edge, label=cells, on_change=changed)
-    fields["seed"] = mo.ui.number(0, LARGEST_SEED, value=0, label="seed", on_change=changed)
+        scales = ["log10", "linear"]
+        fields[f"{axis} scale"] = mo.ui.dropdown(scales, value="log10", label="scale", **told)
+        fields[f"{axis} from"] = mo.ui.text(low, label=f"{axis} from", **told)
+        fields[f"{axis} to"] = mo.ui.text(high, label=f"{axis} to", **told)
+        fields[cells] = mo.ui.number(1, LARGEST_EDGE, value=edge, label=cells, **told)
+    fields["seed"] = mo.ui.number(0, LARGEST_SEED, value=0, label="seed", **told)
     return fields
 
 
@@ -95,6 +92,23 @@ def crew(experiment: Any) -> tuple[mo.ui.multiselect, mo.ui.number]:
     here = planner.devices(experiment)
     each = mo.ui.number(0, 1024, value=0, label="workers on each (0: as many as suit)")
     return mo.ui.multiselect(here, value=here, label="devices"), each
+
+
+def beginning(label: str, control: bool, why: str) -> tuple[mo.ui.text, mo.ui.run_button, mo.Html]:
+    """A field for the name of a run, the button that begins it, and the line of both.
+
+    The cell that makes them names no field: a button that is made anew by a change loses the click
+    that comes with it. But it names the address: one that stays when the page moves on to the run is
+    still clicked there, and would begin the run again and again.
+
+    Args:
+        label: Of the button.
+        control: Whether it can be clicked.
+        why: Why not.
+    """
+    name = mo.ui.text(placeholder="name (or leave it out)")
+    start = mo.ui.run_button(label=label, kind="success", disabled=not control, tooltip=why)
+    return name, start, line(name, start)
 
 
 def line(*elements: Any) -> mo.Html:

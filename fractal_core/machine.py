@@ -5,6 +5,8 @@ import functools
 import itertools
 import os
 import platform
+import secrets
+import socket
 import subprocess
 from dataclasses import dataclass
 from importlib import metadata
@@ -203,6 +205,19 @@ def slots(
         raise Refused(f"{len(places)} slots; no machine has use for more than 1024")
     threads = max(1, cpu_threads() // len(places))
     return [Slot(index, device, threads) for index, device in enumerate(places)]
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on just now.
+
+    One of those that no system lends to a connection, or it could be taken by the time that a
+    server has begun.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @functools.cache

@@ -109,11 +109,7 @@ def begin(root: Path, name: str, label: str, sweep: Sweep, watch: Watch) -> str:
         Refused: The name is no name or holds another run, or the run cannot begin.
     """
     planner.notes(sweep)
-    path = (
-        explore.view_of(root, sweep, label).path
-        if not name
-        else root / explore.require_name(name.strip())
-    )
+    path = explore.view_of(root, sweep, label, name=name).path
     store = Store.create(path, sweep)
     if store.missing():
         command, *options = words(sweep, watch)

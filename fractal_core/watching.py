@@ -41,9 +41,7 @@ def begin(
     """
     sweep.require_resolution()
     planner.notes(sweep)
-    view = explore.view_of(root, sweep, label)
-    if name:
-        view = View(sweep, root / explore.require_name(name.strip()), None)
+    view = explore.view_of(root, sweep, label, name=name)
     above = root / parent if parent else view.parent
     return explore.begin(replace(view, parent=above), options).name
 

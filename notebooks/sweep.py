@@ -156,14 +156,8 @@ def cost(asked, devices, get_change, view, workers):
 
 @app.cell(hide_code=True)
 def naming(control, get_address, why):
-    # A button that is made anew by a change loses the click that comes with it; one that stays when
-    # the page moves on is still clicked there, and would begin the sweep again and again.
     get_address()
-    name = mo.ui.text(placeholder="name (or leave it out)")
-    start = mo.ui.run_button(
-        label="start the sweep", kind="success", disabled=not control, tooltip=why
-    )
-    start_fields = forms.line(name, start)
+    name, start, start_fields = forms.beginning("start the sweep", control, why)
     return name, start, start_fields
 
 

@@ -28,6 +28,7 @@ from fractal_core import (
     engine,
     explore,
     figures,
+    machine,
     portrait,
 )
 from fractal_core.bench import zoom
@@ -490,7 +491,7 @@ def status(url: str) -> int:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_fractal_open_listens_to_this_machine_and_asks_for_a_token(tmp_path, how):
     """Without the token nothing is shown, and whatever ends it leaves no process behind."""
-    port = zoom.free_port()
+    port = machine.free_port()
     url = f"http://127.0.0.1:{port}/"
     with fractal_open(tmp_path, "zoom", "--port", str(port)) as (process, log):
         zoom.answers(url, process, log)

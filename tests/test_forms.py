@@ -49,7 +49,7 @@ def test_an_export_is_told_its_run_on_the_command_line(address, line, shown, tmp
 def test_every_setting_has_a_field():
     """A list where only some values are allowed; those that an axis moves can be left out."""
     experiment = experiments.preset("tanh").experiment
-    fields = forms.settings(experiment, without=experiment.axes)
+    fields = forms.settings(experiment, lambda _: None, without=experiment.axes)
     assert fields.value["activation"] == "tanh"
     assert set(fields["exit"].options) == {"nonfinite", "1e12"}
     assert not set(experiment.axes) & set(fields)

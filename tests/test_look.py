@@ -10,9 +10,8 @@ from PIL import Image as Picture
 from small import region, run
 
 import fractal_core.commands.open as opening
-from fractal_core import published, recipe
+from fractal_core import machine, published, recipe
 from fractal_core.__main__ import execute
-from fractal_core.bench import zoom
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +97,7 @@ def test_a_figure_opens_the_zoom_notebook_at_its_run(here, capsys, monkeypatch):
     monkeypatch.setattr(os, "execve", lambda *given: execs.append(given))
     assert execute(["show", "runs/wide", "--out", "map.pdf", "--child", "runs/near"]) == 0
     capsys.readouterr()
-    port = zoom.free_port()
+    port = machine.free_port()
     assert execute(["open", "map.pdf", "--port", str(port)]) == 0
     wide, near = capsys.readouterr().out.splitlines()
     assert wide.startswith(f"map.pdf shows http://127.0.0.1:{port}/?run=wide&access_token=")

@@ -17,6 +17,7 @@ from waiting import until
 from fractal_core.bench import zoom
 
 EXPORT = ("-m", "marimo", "-q", "export")
+BUTTONS = ("mo.ui.run_button(", "forms.beginning(")
 MAPS = ("zoom", "sweep")
 """Notebooks whose map is a widget, which an export replaces by a picture."""
 
@@ -53,12 +54,14 @@ def test_a_notebook_that_nobody_watches_starts_nothing(notebook, tmp_path):
 def test_what_is_typed_makes_no_button_anew(notebook):
     """It would lose a click that reaches a busy kernel together with the change."""
     cells = _cells(notebook)
-    elements = {name for cell in cells for name in _given(cell, "mo.ui.", "forms.crew(")}
+    elements = {
+        name for cell in cells for name in _given(cell, "mo.ui.", "forms.crew(", "forms.beginning(")
+    }
     # A drag in the map comes by a way of its own, before a click that follows it.
     elements -= {"heat"}
     changed = _below(cells, [cell for cell in cells if _named(cell) & elements])
     for cell in changed:
-        assert not _given(cell, "mo.ui.run_button("), cell.name
+        assert not _given(cell, *BUTTONS), cell.name
 
 
 @pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.py")), ids=lambda path: path.stem)
@@ -67,13 +70,13 @@ def test_a_click_is_taken_once(notebook):
     again who waits for it, it must have been made anew before.
     """
     cells = _cells(notebook)
-    for button in {name for cell in cells for name in _given(cell, "mo.ui.run_button(")}:
+    for button in {name for cell in cells for name in _given(cell, *BUTTONS)}:
         for state in {name for cell in cells for name in _given(cell, "mo.state(")}:
             if not state.startswith("get_"):  # nobody runs again for the name of what sets it
                 continue
             again = _below(cells, [cell for cell in cells if state in _named(cell)])
             waits = [cell.name for cell in again if f"{button}.value" in ast.unparse(cell)]
-            made = [cell.name for cell in again if button in _given(cell, "mo.ui.run_button(")]
+            made = [cell.name for cell in again if button in _given(cell, *BUTTONS)]
             assert made or not waits, (button, state)
 
 

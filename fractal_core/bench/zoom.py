@@ -9,9 +9,7 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -28,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 import fractal_core
-from fractal_core import control, engine, experiments
+from fractal_core import control, engine, experiments, machine
 from fractal_core.duty import lock_holder
 from fractal_core.errors import Refused
 from fractal_core.store import Store
@@ -161,19 +159,6 @@ def end_all(folder: Path) -> None:
         end(found)
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on just now.
-
-    One of those that no system lends to a connection, or it could be taken by the time that a
-    server has begun.
-    """
-    while True:
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 def answers(url: str, process: subprocess.Popen, log: Path) -> None:
     """Wait until a server is healthy.
 
@@ -194,7 +179,7 @@ def serve(
     folder: Path, mode: str = "run", control: bool = True, notebook: Path = NOTEBOOK
 ) -> Iterator[Server]:
     """A server that works in `folder`; at the end it goes, and so does all that it started."""
-    url, log = f"http://127.0.0.1:{(port := free_port())}/", folder / "server.log"
+    url, log = f"http://127.0.0.1:{(port := machine.free_port())}/", folder / "server.log"
     command = [sys.executable, "-m", "marimo", "-q", mode, str(notebook), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--headless", "--no-token"]
     with log.open("wb") as output:

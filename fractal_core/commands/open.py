@@ -14,6 +14,7 @@ from pathlib import Path
 import tyro
 
 import fractal_core
+from fractal_core import machine
 from fractal_core.errors import Refused, require_known
 
 NOTEBOOKS = ("zoom", "single_run", "sweep", "dimension", "figures", "chat", "pipeline")
@@ -50,7 +51,7 @@ def open(
         _require_port(port)
     token = secrets.token_urlsafe(24)
     if queries:
-        port = port or _free_port()
+        port = port or machine.free_port()
         urls = [_url(port, query, token) for query in queries]
         print("\n".join(f"{what} shows {url}" for url in urls), flush=True)
         if browser:
@@ -113,12 +114,6 @@ def _require_port(port: int) -> None:
             raise Refused(
                 f"--port {port} cannot be listened on: {error.strerror}; leave it out for a free one"
             ) from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _browse(url: str, port: int) -> None:
